@@ -1,0 +1,194 @@
+"""What a phase hands on: a folder that plain `from_pretrained` loads, with its passport (`compression.json`) and its model card.
+
+The digest covers weights, config and tokenizer, not the passport and the card: the same model made twice has the same digest.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_system.files import TEMPORARY, digest_file, write_atomic, write_json
+
+PASSPORT = "compression.json"
+CARD = "README.md"
+VERSION = 1
+AUTO_CLASSES = {"classification": "AutoModelForSequenceClassification", "causal_lm": "AutoModelForCausalLM"}
+PIPELINE_TAGS = {"classification": "text-classification", "causal_lm": "text-generation"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A model folder and what its passport says of it; without a passport only the folder and its digest are known."""
+
+    folder: Path
+    digest: str
+    task: str | None = None
+    lineage: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    passport: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Artifact":
+        """Reads the passport of `folder`; a folder without one (a model from elsewhere) is digested here.
+
+        Raises:
+            ValueError: the passport is there but is no JSON object.
+        """
+        path = folder / PASSPORT
+        if not path.is_file():
+            return cls(folder, digest_artifact(folder))
+        try:
+            passport = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); run the phase that made it again") from error
+        if not isinstance(passport, dict) or "digest" not in passport:
+            raise ValueError(f"{path} is no passport of a model: it has no digest; run the phase that made it again")
+        known = {
+            name: passport[name] for name in ("digest", "task", "lineage", "settings", "metrics") if name in passport
+        }
+        return cls(folder, passport=passport, **known)
+
+    def is_intact(self) -> bool:
+        """Whether the files still are what the passport was written for."""
+        return self.folder.is_dir() and digest_artifact(self.folder) == self.digest
+
+
+def artifact_files(folder: Path) -> list[Path]:
+    """Weights, config and tokenizer files of a model folder, sorted by name."""
+    found = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    relative = [(path, path.relative_to(folder)) for path in found]
+    hidden = {path for path, below in relative if any(part.startswith((".", TEMPORARY)) for part in below.parts)}
+    return sorted(path for path, below in relative if path not in hidden and str(below) not in (PASSPORT, CARD))
+
+
+def digest_artifact(folder: Path) -> str:
+    """sha256 over the names and contents of weights, config and tokenizer files, whatever order the disk lists them in."""
+    files = artifact_files(folder)
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no model")
+    lines = [f"{digest_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_passport(
+    folder: Path,
+    *,
+    task: str,
+    lineage: Iterable[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    base_models: Iterable[str] = (),
+    license_note: str | None = None,
+    title: str | None = None,
+    tags: Iterable[str] = (),
+    command: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Writes `compression.json` and the model card `README.md` into a finished model folder and returns the artifact.
+
+    Args:
+        folder: holds the model already: the digest is taken here.
+        task: `classification` or `causal_lm`.
+        lineage: one entry a phase, oldest first: `phase`, `kind`, and whatever else tells it (`teachers`, `digest`, ...).
+        settings: the phase's resolved settings.
+        metrics: the figures on the test split.
+        base_models: hub names or packages whose weights went in.
+        license_note: what is known of the base model's licence; None says that it has to be looked up.
+        title: heading of the card; the folder's name by default.
+        tags: added to the card's own.
+        command: what produced the model.
+        extra: further keys of the passport (`format`, `sparsity`, ...).
+    """
+    passport = {
+        "version": VERSION,
+        "format": "dense",
+        "task": task,
+        "digest": digest_artifact(folder),
+        "size_bytes": sum(path.stat().st_size for path in artifact_files(folder)),
+        "base_models": list(base_models),
+        "license_note": license_note,
+        "command": command,
+        "lineage": [dict(step) for step in lineage],
+        "settings": dict(settings),
+        "metrics": dict(metrics),
+    } | dict(extra or {})
+    write_json(folder / PASSPORT, passport)
+    write_atomic(folder / CARD, model_card(passport, title or folder.name, list(tags)))
+    return Artifact.read(folder)
+
+
+def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
+    """The Hugging Face model card of a passport, as Markdown with its front matter."""
+    task = passport["task"]
+    hub_names = [name for name in passport["base_models"] if not name.startswith((".", "/", "~"))]
+    front = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINE_TAGS.get(task, task)}"]
+    if hub_names:
+        front += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]
+    front += [
+        "tags:",
+        *(f"- {json.dumps(tag)}" for tag in dict.fromkeys(["distillation", "distill_system", *tags])),
+        "---",
+    ]
+    lines = [*front, "", f"# {_cell(title)}", ""]
+    bases = ", ".join(f"`{name}`" for name in passport["base_models"])
+    lines += [f"Made by distill_system{f' from {bases}' if bases else ''}; task: {task.replace('_', ' ')}.", ""]
+    lines += ["## How to load it", "", "```python", *_loading_code(task), "```", ""]
+    lines += [
+        "## Lineage",
+        "",
+        *_table(["phase", "kind", "details"], [_lineage_row(step) for step in passport["lineage"]]),
+        "",
+    ]
+    metrics = [[name, _figure(value)] for name, value in passport["metrics"].items() if isinstance(value, int | float)]
+    lines += ["## Figures on the test split", "", *_table(["metric", "value"], metrics), ""]
+    if passport.get("command"):
+        lines += ["## The command", "", "```", passport["command"], "```", ""]
+    unknown = "Not known here: look it up at the model that the weights came from before you pass this one on."
+    lines += [
+        "## Licence",
+        "",
+        passport.get("license_note") or (unknown if passport["base_models"] else "Trained from scratch."),
+        "",
+    ]
+    lines += [f"Settings, lineage and digests in full: `{PASSPORT}`.", ""]
+    return "\n".join(lines)
+
+
+def _loading_code(task: str) -> list[str]:
+    auto = AUTO_CLASSES.get(task, "AutoModel")
+    return [
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f'model = {auto}.from_pretrained("path/to/this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+    ]
+
+
+def _lineage_row(step: Mapping[str, Any]) -> list[str]:
+    details = [
+        f"{name}: {_figure(value)}"
+        for name, value in step.items()
+        if name not in ("phase", "kind") and value not in (None, {}, [])
+    ]
+    return [str(step.get("phase", "")), str(step.get("kind", "")), "; ".join(details)]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    if not rows:
+        return ["None recorded."]
+    return [f"| {' | '.join(map(_cell, row))} |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\r", " ").replace("\n", " ")

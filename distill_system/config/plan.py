@@ -1,0 +1,55 @@
+"""What a run will do with what lies in its folder: skip, continue or refuse; decided before any process starts."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from distill_system.config.graph import references
+from distill_system.config.instantiate import instantiate, training_of
+from distill_system.errors import Problem
+from distill_system.manifest import Manifest, determining, differences
+
+
+def run_folder(config: dict[str, Any]) -> Path:
+    return Path(config["run"]["dir"]).expanduser().resolve() / config["run"]["name"]
+
+
+def settings_of(config: dict[str, Any], phase: str) -> dict[str, Any]:
+    """What the result of a phase depends on, as it is compared and recorded."""
+    data = instantiate(config["data"]).fingerprint()
+    settings = determining(config, phase, dataclasses.asdict(training_of(config, phase)), data)
+    return settings | {"model_content": instantiate(config["phases"][phase]["model"]).fingerprint()}
+
+
+def compare(config: dict[str, Any], manifest: Manifest) -> list[Problem]:
+    """Problems where the folder holds phases that were made, or begun, with other settings or other inputs."""
+    problems = []
+    for name, phase in config["phases"].items():
+        record = manifest.phases.get(name)
+        if record is None or "settings" not in record:
+            continue
+        changed = differences(record["settings"], settings_of(config, name))
+        for key, other in references(phase).items():
+            known, present = record["inputs"].get(key, {}).get("digest"), manifest.phases.get(other, {}).get("digest")
+            if known and present and known != present:
+                changed.append(f"{key} (the model of phase {other}): {known[:12]} -> {present[:12]}")
+        if changed:
+            state = "is finished" if manifest.finished(name) else "was begun"
+            listed = "\n    ".join(changed[:12])
+            message = f"{state} in {manifest.folder.name}, but with other settings:\n    {listed}\n  choose another run.name, or run.overwrite=true"
+            problems.append(Problem(f"phases.{name}", message))
+    return problems
+
+
+def is_finished(config: dict[str, Any], manifest: Manifest) -> bool:
+    return all(manifest.finished(name) for name in config["phases"])
+
+
+def start_afresh(folder: Path) -> None:
+    """Removes an earlier run; never a folder that isn't one."""
+    if (folder / "manifest.json").is_file() or (folder / "config.yaml").is_file():
+        for path in folder.iterdir():
+            if path.name == ".lock":
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

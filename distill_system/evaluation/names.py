@@ -1,0 +1,30 @@
+"""Names of the quality metrics and which way is better; torch-free, so that a config that names one is checked at once."""
+
+import math
+
+from distill_system.errors import Problem, nearest
+
+METRICS = {
+    "classification": ("accuracy", "macro_f1", "ece", "nll"),
+    "causal_lm": ("perplexity", "bits_per_byte", "nll"),
+}
+DEFAULT_METRIC = {"classification": "accuracy", "causal_lm": "perplexity"}
+HIGHER_IS_BETTER = frozenset({"accuracy", "macro_f1", "agreement"})
+LOWER_IS_BETTER = frozenset({"ece", "nll", "perplexity", "bits_per_byte", "kl"})
+
+
+def better(metric: str, a: float | None, b: float | None) -> bool:
+    """Whether `a` is strictly better than `b`; a value that is missing or NaN is worse than any other."""
+    assert metric in HIGHER_IS_BETTER | LOWER_IS_BETTER, metric
+    if a is None or math.isnan(a):
+        return False
+    if b is None or math.isnan(b):
+        return True
+    return a > b if metric in HIGHER_IS_BETTER else a < b
+
+
+def check_metric(metric: str, task: str, key: str) -> list[Problem]:
+    """A problem where `metric` isn't one that this task has."""
+    if metric in METRICS[task]:
+        return []
+    return [Problem(key, f"is {metric!r}, which {task} has no figure for{nearest(metric, METRICS[task])}")]

@@ -1,0 +1,61 @@
+"""How big a saved model is: bytes on disk, parameters, and how many of them are not zero."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from distill_system.errors import refuse
+from distill_system.files import folder_size, read_json
+
+PIECE = 2**24  # elements that are read at once
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that `from_pretrained` would read from `folder`.
+
+    Raises:
+        Refusal: there is none.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise refuse(
+            "path", f"is '{folder}', a folder without *.safetensors; name the `model` folder of a finished phase"
+        )
+    return files
+
+
+def size(folder: Path | str) -> dict[str, int]:
+    """Bytes of the weight files and of the whole folder (`os.stat`), floating-point parameters, and those that are not zero.
+
+    Counted from the files, a piece of a tensor at a time: a tied weight counts once, and the model is never held whole.
+    """
+    folder = Path(folder)
+    files = weight_files(folder)
+    parameters = nonzeros = 0
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                part = file.get_slice(name)
+                shape = part.get_shape()
+                if not part.get_dtype().startswith(("F", "BF")):
+                    continue  # buffers of whole numbers, such as position ids
+                if not shape:
+                    parameters, nonzeros = parameters + 1, nonzeros + int(torch.count_nonzero(file.get_tensor(name)))
+                    continue
+                width = max(1, torch.Size(shape[1:]).numel())
+                for start in range(0, shape[0], max(1, PIECE // width)):
+                    tensor = part[start : start + max(1, PIECE // width)]
+                    parameters += tensor.numel()
+                    nonzeros += int(torch.count_nonzero(tensor.float() if tensor.itemsize == 1 else tensor))
+    return {
+        "size_bytes": sum(path.stat().st_size for path in files),
+        "folder_bytes": folder_size(folder),
+        "parameters": parameters,
+        "nonzeros": nonzeros,
+    }

@@ -1,0 +1,230 @@
+"""Writes a model as plain `from_pretrained` reads it, one shard in memory at a time, and proves it by reading it back.
+
+Shapes: B samples, T tokens, C classes or words.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from distill_system.files import TEMPORARY, sync_folder, write_json
+from distill_system.models.weights import SAFETENSORS, SAFETENSORS_INDEX
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROBE = "The quick brown fox, naïve façade & 3.14 -- 你好 😀"
+
+
+def tied_duplicates(model: "PreTrainedModel") -> set[str]:
+    """Names in the state dict whose tensor is written under another name: `lm_head.weight` where it is the word embedding."""
+    targets = getattr(model, "all_tied_weights_keys", None) or {}
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(
+        keep_vars=True
+    ).items():  # tied parameters are one object, also when their data is sharded away
+        names.setdefault(id(tensor), []).append(name)
+    duplicates = set()
+    for group in names.values():
+        kept = next((name for name in group if name not in targets), group[0])
+        duplicates |= set(group) - {kept}
+    return duplicates
+
+
+def named_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, Tensor]]:
+    """What is written of an unsharded model: its parameters and persistent buffers, tied ones once."""
+    skipped = tied_duplicates(model)
+    for name, tensor in model.state_dict().items():
+        if name not in skipped:
+            yield name, tensor
+
+
+def write_model(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    config: Any,
+    tokenizer: Any,
+    max_shard_bytes: float = 5e9,
+    generation_config: Any = None,
+) -> list[Path]:
+    """Writes weights, config and tokenizer into `folder` (made if it isn't there) and returns the weight files.
+
+    At most one shard is held in memory besides the tensor that is being fetched, so `tensors` may gather a sharded model one by one. Weights of an
+    earlier model in the folder are removed at the end. Put the whole artifact into `files.folder_atomic`: this function replaces file by file.
+
+    Args:
+        folder: of the artifact.
+        tensors: (name, tensor), each name once; tied tensors once (see `named_tensors`).
+        config: of transformers; `architectures` should name the model's class.
+        tokenizer: of transformers, or None.
+        max_shard_bytes: a shard is closed before it would grow beyond this (a single larger tensor makes a shard of its own).
+        generation_config: of a language model, or None.
+
+    Raises:
+        ValueError: a name comes twice, or there are no tensors.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary: list[Path] = []
+    placed: dict[str, int] = {}
+    total = 0
+    try:
+        for shard in _shards(tensors, max_shard_bytes):
+            twice = placed.keys() & shard.keys()
+            if twice:
+                raise ValueError(f"{sorted(twice)[0]} was handed over twice")
+            path = folder / f"{TEMPORARY}{len(temporary)}-{SAFETENSORS}"
+            temporary.append(path)
+            _save(shard, path)
+            placed |= dict.fromkeys(shard, len(temporary) - 1)
+            total += sum(tensor.nbytes for tensor in shard.values())
+        if not temporary:
+            raise ValueError("a model without tensors can't be written")
+        return _finish(folder, temporary, placed, total, config, tokenizer, generation_config)
+    except BaseException:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]], limit: float) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    filled = 0
+    for name, tensor in tensors:
+        if name in shard:
+            raise ValueError(f"{name} was handed over twice")
+        if shard and filled + tensor.nbytes > limit:
+            yield shard
+            shard, filled = {}, 0
+        shard[name] = _own(tensor)
+        filled += tensor.nbytes
+    if shard:
+        yield shard
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A contiguous CPU tensor with no more storage than it needs: a view into a flat buffer would keep the buffer alive."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
+def _save(shard: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in shard.items():  # two names for one storage would be refused: the second one gets a copy
+        tensors[name] = tensor.clone() if tensor.numel() and tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    save_file(tensors, path, metadata={"format": "pt"})
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _finish(
+    folder: Path,
+    temporary: list[Path],
+    placed: Mapping[str, int],
+    total: int,
+    config: Any,
+    tokenizer: Any,
+    generation_config: Any,
+) -> list[Path]:
+    count = len(temporary)
+    names = [SAFETENSORS] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    for old in [*folder.glob("model*.safetensors"), folder / SAFETENSORS_INDEX]:
+        old.unlink(missing_ok=True)
+    files = [path.rename(folder / name) for path, name in zip(temporary, names, strict=True)]
+    if count > 1:
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {name: names[i] for name, i in sorted(placed.items())},
+        }
+        write_json(folder / SAFETENSORS_INDEX, index)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder))
+    if generation_config is not None:
+        generation_config.save_pretrained(str(folder))
+    config.save_pretrained(str(folder))  # last: a folder without config.json is no model
+    sync_folder(folder)
+    return files
+
+
+def save_model(folder: Path, model: "PreTrainedModel", tokenizer: Any, max_shard_bytes: float = 5e9) -> list[Path]:
+    """`write_model` for an unsharded model."""
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = next(iter(model.parameters())).dtype
+    generation = model.generation_config if model.can_generate() else None
+    return write_model(folder, named_tensors(model), model.config, tokenizer, max_shard_bytes, generation)
+
+
+def load(folder: Path, task: str) -> "PreTrainedModel":
+    """The model of a folder by plain `from_pretrained`, without a network, in eval mode."""
+    import transformers
+
+    from distill_system.artifacts import AUTO_CLASSES
+    from distill_system.models.common import quiet
+
+    with quiet():
+        return getattr(transformers, AUTO_CLASSES[task]).from_pretrained(str(folder), local_files_only=True).eval()
+
+
+def verify(
+    folder: Path,
+    task: str,
+    batch: Mapping[str, Tensor],
+    expected_logits: Tensor,
+    tolerance: float = 1e-5,
+    tokenizer: Any = None,
+) -> float:
+    """Reloads the folder by plain `from_pretrained` and compares its logits on `batch` with those of the model that was written.
+
+    Args:
+        folder: of the artifact.
+        task: `classification` or `causal_lm`.
+        batch: inputs on the CPU; keys that the model doesn't take (labels, valid, index) are left out.
+        expected_logits: [B, C] or [B, T, C]; of padded positions only the real ones are compared.
+        tolerance: largest absolute difference, relative to the largest logit where that is above 1.
+        tokenizer: the one that was written; None: not compared.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        RuntimeError: the outputs or the tokenizers differ, or a weight is missing.
+    """
+    model = load(folder, task)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+    with torch.inference_mode():
+        logits = model(**inputs).logits.float()
+    expected = expected_logits.detach().cpu().float()
+    if logits.shape != expected.shape:
+        raise RuntimeError(
+            f"{folder} gives logits of shape {list(logits.shape)} after reloading, expected {list(expected.shape)}"
+        )
+    difference = (logits - expected).abs()
+    if task == "causal_lm" and "attention_mask" in inputs:
+        difference = difference[inputs["attention_mask"].bool()]
+    largest = float(difference.max()) if difference.numel() else 0.0
+    if not largest <= tolerance * max(1.0, float(expected.abs().max())):  # also true for nan
+        raise RuntimeError(
+            f"{folder} does not give the model's outputs after reloading: they differ by up to {largest:.3g}, allowed is {tolerance:g}"
+        )
+    if tokenizer is not None:
+        _verify_tokenizer(folder, tokenizer)
+    return largest
+
+
+def _verify_tokenizer(folder: Path, tokenizer: Any) -> None:
+    from transformers import AutoTokenizer
+
+    reloaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if reloaded(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"] or len(reloaded) != len(tokenizer):
+        kinds = json.dumps([type(tokenizer).__name__, type(reloaded).__name__])
+        raise RuntimeError(
+            f"{folder} does not give the tokenizer back after reloading ({kinds}): the same text is split in another way"
+        )

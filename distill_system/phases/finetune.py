@@ -1,0 +1,30 @@
+"""Trains a model on labels alone: the teacher of later phases, or the baseline that a student is held against."""
+
+import time
+from typing import Any
+
+from distill_system.phases import base
+from distill_system.phases.finish import finish
+from distill_system.settings import Gate
+
+
+class Finetune:
+    """A supervised phase.
+
+    Args:
+        kind: "finetune".
+        model: recipe of the model.
+        losses: by name.
+        training: what differs from the run's training settings; read by the pipeline.
+        gate: bound that the result must keep; read by the pipeline.
+    """
+
+    def __init__(self, kind: str, model: dict[str, Any], losses: dict[str, Any], training: dict[str, Any] | None = None, gate: Gate | None = None) -> None:
+        self.kind, self.model, self.losses, self.training, self.gate = kind, model, losses, training, gate
+
+    def run(self, context: base.Context) -> base.Result:
+        started = time.perf_counter()
+        student, tokenizer = base.build_student(self.model, context)
+        stores = base.load_data(context, tokenizer)
+        trained = base.train(context, student, tokenizer, self.losses, stores=stores, teachers={}, started=started)
+        return finish(context, trained)

@@ -1,0 +1,62 @@
+"""One rank of a run: reads the config that was resolved once, walks the pipeline, and leaves with the run's status."""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+from distill_system.scheduling.failure import describe, leave
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(folder: Path) -> int:
+    """Returns the exit status; a failure is written down for the launcher, which tells it once."""
+    if os.environ.get("DISTILL_LAUNCHED"):
+        die_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the launcher, which asks all ranks to save
+    try:
+        import yaml
+
+        quiet_libraries()
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        from distill_system import pipeline
+
+        status = pipeline.run(folder, config)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        failure = describe(error, int(os.environ.get("RANK", 0)))
+        leave(failure)
+        sys.stdout.flush()
+        os._exit(failure.status)  # not through the group's teardown: peers may wait in a collective
+    from distill_system import distributed
+
+    distributed.stop()
+    return status
+
+
+def die_with_parent() -> None:
+    """A launcher that was killed leaves no ranks behind (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def quiet_libraries() -> None:
+    """Bars and advice of libraries, once per rank, would hide our own words."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")
+    for name in ("lightning.pytorch", "lightning.fabric", "deepspeed", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|deepspeed|transformers)\b.*")
+
+
+def _has_gpu() -> bool:
+    from distill_system.hardware import visible_gpus
+
+    return visible_gpus() > 0

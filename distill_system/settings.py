@@ -1,0 +1,82 @@
+"""Settings that every phase shares, as plain dataclasses: what a key means, its type and its range stand here once."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from distill_system.schema import Count, Fraction, Index, NonNegative, Positive, ProperFraction, Range
+
+Beta = Annotated[float, Range(at_least=0, below=1)]
+ZERO_STRATEGIES = ("zero1", "zero2", "zero3", "zero3_offload")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a phase is trained (`training.*`; `phases.<name>.training.*` wins for that phase)."""
+
+    strategy: Literal["single", "ddp", "zero1", "zero2", "zero3", "zero3_offload"] = "ddp"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Count = 1  # ranks on each node
+    nodes: Count = 1
+    threads: Count | None = None  # intra-op threads a rank; null: cores / ranks on a CPU
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    batch_size: Count = 32  # samples in an optimizer step, over all ranks and accumulation
+    accumulation: Count = 1  # micro-batches a rank works through in one optimizer step
+    eval_batch_size: Count = 64  # samples a rank takes at once where nothing is trained
+    max_steps: Count | None = None  # null: as many as max_epochs give
+    max_epochs: Positive | None = 1
+    lr: Positive = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: ProperFraction = 0.1  # share of the steps in which the learning rate rises
+    weight_decay: NonNegative = 0.01  # not on norms, biases and embeddings
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    eps: Positive = 1e-8
+    clip: NonNegative = 1.0  # largest gradient norm; 0: none
+    activation_checkpointing: bool = False
+    log_every: Count = 10  # steps between two lines of metrics.jsonl
+    flush_every: Count = 50  # steps whose figures stay on the device before they are fetched
+    eval_every: Count | None = None  # steps between validations; null: at the end of each epoch
+    checkpoint_every: Count | None = None  # steps between checkpoints; null: every tenth of the phase, and at validation
+    keep_last: Count = 2
+    monitor: str | None = None  # metric that chooses the best weights; null: accuracy, or perplexity for language models
+    patience: Count | None = None  # validations without progress before the phase stops; null: never
+    keep: Literal["best", "last"] = "best"  # which weights the phase hands on
+    max_bad_steps: Index = 10  # steps with a NaN or infinite loss that are skipped before the run ends
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Where a teacher comes from and where it lives (`phases.<name>.teachers.<name>`)."""
+
+    phase: str | None = None  # an earlier phase of this run
+    model: str | None = None  # or a hub name or local folder
+    placement: Literal["replicated", "zero3"] = "replicated"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A phase whose metric stays below `at_least` (or above `at_most`) ends the run with status 3."""
+
+    metric: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run folder is `dir/name`: a function of the experiment and the name, never of the time or a job id."""
+
+    name: str | None = None  # null: the experiment's name
+    dir: str = "runs"
+    overwrite: bool = False
+    shutdown_timeout_s: Positive = 8.0  # how long ranks may take to save and leave after SIGTERM or Ctrl-C before they are killed
+
+
+@dataclass(frozen=True)
+class Config:
+    """`config.*`: what a user's own config folder may bring in."""
+
+    allowed_targets: list[str] = field(default_factory=list)  # packages besides distill_system that a `_target_` may name
+
+
+__all__ = ["Config", "Fraction", "Gate", "Run", "Teacher", "Training", "ZERO_STRATEGIES"]

@@ -1,0 +1,190 @@
+"""Teacher against student: which models a run has, and how each student's figures stand to its teacher's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from distill_system.tracking.figures import (
+    METRICS,
+    Quality,
+    is_number,
+    megabytes,
+    metric_names,
+    metric_words,
+    quality,
+    quantity,
+    short_number,
+)
+from distill_system.tracking.secrets import mask_text
+
+if TYPE_CHECKING:
+    from distill_system.tracking.report import Run
+
+
+@dataclass
+class Model:
+    """A row of the comparison: a phase's model, or a teacher from outside the run."""
+
+    name: str
+    kind: str
+    metrics: dict[str, Any]
+    size: dict[str, Any]
+    latency: dict[str, Any]
+    memory: Any = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What can be compared with a teacher: words -> value."""
+        batch_1 = self.latency.get("batch_1") or {}
+        found = {"size": self.size.get("size_bytes"), "parameters": self.size.get("parameters"), "latency": batch_1.get("p50_ms")}
+        return {key: float(value) for key, value in found.items() if is_number(value) and value > 0}
+
+
+def teachers_of(run: "Run", phase: str) -> dict[str, dict[str, Any]]:
+    """Name -> input of each teacher of a phase. A phase's `inputs` say where a teacher comes from; its settings which of them are teachers."""
+    entry = run.phases[phase]
+    inputs = {str(name).rpartition(".")[2]: source for name, source in (entry.get("inputs") or {}).items() if isinstance(source, dict)}
+    named = (entry.get("settings") or {}).get("teachers") or {}
+    named = named or (run.evaluations.get(phase) or {}).get("teachers") or {}
+    found = {name: inputs.get(name) or (named[name] if isinstance(named[name], dict) else {}) for name in named}
+    if not found and entry.get("kind") not in (None, "finetune"):
+        found = {name: source for name, source in inputs.items() if source.get("phase") in run.phases}
+    return {name: source for name, source in found.items() if source.get("phase") != phase}
+
+
+def model_of(run: "Run", phase: str) -> Model:
+    entry, evaluation = run.phases[phase], run.evaluations.get(phase) or {}
+    metrics = entry.get("metrics") or evaluation.get("metrics") or {}
+    keys = ("size_bytes", "parameters", "nonzeros")
+    size = {key: entry.get(key) or (evaluation.get("size") or {}).get(key) for key in keys}
+    latency = evaluation.get("latency") or entry.get("latency") or {}
+    return Model(phase, str(entry.get("kind", "")), metrics, size, latency, evaluation.get("peak_memory_bytes"))
+
+
+def teacher_models(run: "Run", phase: str) -> list[tuple[str, Model]]:
+    """(teacher's name, its model) for each teacher of a phase; one from outside brings only the metrics it was given at the start."""
+    found = []
+    own = (run.evaluations.get(phase) or {}).get("teachers") or {}
+    for name, source in teachers_of(run, phase).items():
+        if source.get("phase") in run.phases:
+            found.append((name, model_of(run, source["phase"])))
+        else:
+            metrics = {k: v for k, v in (own.get(name) or {}).items() if k != "chance"}
+            found.append((name, Model(mask_text(str(source.get("model") or name)), "teacher from outside", metrics, {}, {})))
+    return found
+
+
+def verdict(student: Model, teacher: Model) -> str:
+    """One sentence: what the student keeps, and what it costs less."""
+    mine, theirs = quality(student.metrics), quality(teacher.metrics)
+    parts = []
+    if mine and theirs and mine.name == theirs.name and theirs.value:
+        against = f"({mine.shown} against {theirs.shown})"
+        share = mine.value / theirs.value
+        keeps = f"keeps {100 * share:.1f}\u00a0% of {teacher.name}’s {mine.label}" if mine.higher_is_better else f"has {share:.2f} times {teacher.name}’s {mine.label}"
+        parts.append(f"{keeps} {against}")
+    a, b = student.figures, teacher.figures
+    if "size" in a and "size" in b:
+        parts.append(f"has {100 * a['size'] / b['size']:.0f}\u00a0% of its size")
+    if "latency" in a and "latency" in b:
+        faster = b["latency"] / a["latency"]
+        parts.append(
+            "is as fast" if 0.95 < faster < 1.05 else f"answers {faster:.1f} times as fast" if faster > 1 else f"takes {1 / faster:.1f} times as long"
+        )
+    return f"{student.name} " + _listed(parts) + "." if parts else ""
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def comparison(run: "Run") -> dict[str, Any]:
+    """The table at a glance: a row a model, a column a figure; a student's cells also say their share of its teacher's."""
+    models: dict[str, Model] = {}
+    partner: dict[str, Model] = {}
+    for phase in run.phases:
+        for _, teacher in teacher_models(run, phase):
+            models.setdefault(teacher.name, teacher)
+            partner.setdefault(phase, teacher)
+        models[phase] = model_of(run, phase)
+    metrics = metric_names({name: 1.0 for model in models.values() for name in metric_names(model.metrics)})
+    columns: list[tuple[str, str, Callable[[Model], Any], Callable[[Any], str]]] = []
+    for name in metrics:
+        label = METRICS[name].label if name in METRICS else name
+        columns.append((label, "", lambda m, n=name: m.metrics.get(n), lambda v, n=name: metric_words(n, v)))
+    columns += [
+        ("size", "", lambda m: m.size.get("size_bytes"), megabytes),
+        ("parameters", "", lambda m: m.size.get("parameters"), quantity),
+        ("latency p50", "batch 1", lambda m: (m.latency.get("batch_1") or {}).get("p50_ms"), lambda v: f"{short_number(v)} ms"),
+        ("throughput", "batch 32", lambda m: (m.latency.get("batch_32") or {}).get("samples_per_s"), lambda v: f"{short_number(v)} /s"),
+        ("peak memory", "", lambda m: m.memory, megabytes),
+    ]  # fmt: skip
+    columns = [column for column in columns if any(is_number(column[2](model)) for model in models.values())]
+    rows = []
+    for name, model in models.items():
+        cells = []
+        for _, _, get, words in columns:
+            value, sub = get(model), ""
+            other = get(partner[name]) if name in partner else None
+            if is_number(value) and is_number(other) and other:
+                sub = f"{100 * value / other:.0f} %"
+            cells.append({"value": words(value) if is_number(value) else "–", "sub": sub})
+        nonzeros, parameters = model.size.get("nonzeros"), model.size.get("parameters")
+        if is_number(nonzeros) and is_number(parameters) and nonzeros < 0.995 * parameters:
+            at = [c[0] for c in columns].index("parameters")
+            cells[at]["sub"] = f"{cells[at]['sub']} · {quantity(nonzeros)} not 0".strip(" ·")
+        rows.append({"name": name, "kind": model.kind, "teacher": partner[name].name if name in partner else "", "cells": cells})
+    return {"columns": [(label, hint) for label, hint, _, _ in columns], "rows": rows if columns else []}
+
+
+def pairs(run: "Run") -> list[dict[str, Any]]:
+    """Each student against each of its teachers: bars relative to the longer of the two, and how much they agree."""
+    found = []
+    for phase in run.phases:
+        student = model_of(run, phase)
+        for name, teacher in teacher_models(run, phase):
+            groups = [_bars(label, hint, student, teacher, value, words) for label, hint, value, words in _compared(student, teacher)]
+            agreement = ((run.evaluations.get(phase) or {}).get("teacher") or {}).get(name) or {}
+            words = []
+            if is_number(agreement.get("agreement")):
+                words.append(f"agree on {100 * agreement['agreement']:.1f} %")
+            if is_number(agreement.get("kl")):
+                words.append(f"KL divergence {short_number(agreement['kl'])} nats")
+            if groups:
+                found.append({"student": phase, "teacher": teacher.name, "groups": groups, "agreement": ", ".join(words), "verdict": verdict(student, teacher)})
+    return found
+
+
+def _compared(student: Model, teacher: Model) -> list[tuple[str, str, Callable[[Model], Any], Callable[[Any], str]]]:
+    mine, theirs = quality(student.metrics), quality(teacher.metrics)
+    found: list[tuple[str, str, Callable[[Model], Any], Callable[[Any], str]]] = []
+    if mine and theirs and mine.name == theirs.name:
+        hint = "higher is better" if mine.higher_is_better else "lower is better"
+        found.append((mine.label, hint, lambda m: m.metrics.get(mine.name), lambda v: Quality(mine.name, v).shown))
+    rest = (("size", "on disk", megabytes), ("parameters", "", quantity), ("latency", "p50, batch 1", lambda v: f"{short_number(v)} ms"))
+    for key, hint, words in rest:
+        if key in student.figures and key in teacher.figures:
+            found.append((key, hint, lambda m, k=key: m.figures.get(k), words))
+    return found
+
+
+def _bars(label: str, hint: str, student: Model, teacher: Model, get: Callable[[Model], Any], words: Callable[[Any], str]) -> dict[str, Any]:
+    mine, theirs = get(student), get(teacher)
+    longest = max(mine, theirs) or 1
+    width = lambda value: round(100 * max(0.0, value) / longest, 1)  # noqa: E731
+    return {
+        "label": label, "hint": hint, "relative": f"{100 * mine / theirs:.0f} %" if theirs else "", "percent": 100 * mine / theirs if theirs else 0.0,
+        "bars": [{"who": teacher.name, "role": "teacher", "width": width(theirs), "words": words(theirs)},
+                 {"who": student.name, "role": "student", "width": width(mine), "words": words(mine)}],
+    }  # fmt: skip
+
+
+def glance_bars(run: "Run") -> tuple[list[str], list[float], list[str]] | None:
+    """The same as one picture for a README: the last pair's figures in percent of the teacher's."""
+    found = pairs(run)
+    if not found:
+        return None
+    groups = found[-1]["groups"]
+    return [g["label"] for g in groups], [g["percent"] for g in groups], [f"{g['relative']}  ({g['bars'][1]['words']})" for g in groups]
+
+

@@ -1,0 +1,327 @@
+"""Figures of the report as inline SVG that follows the page's light or dark colours, and as PNG files.
+
+Each figure is drawn once. Its colours are names in disguise: the SVG's hex values are replaced by the page's CSS variables afterwards, so
+that text, axes and curves turn with `prefers-color-scheme`; the PNG keeps the light values. Figures are small multiples (one column on a
+telephone, three on a desk), which keeps their text readable at both widths. matplotlib's pyplot is not used: no global state.
+"""
+
+import contextlib
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+INK, MUTED, FAINT, PAPER, ALARM = "#1f2329", "#5c6570", "#d9dde2", "#fefefd", "#b3261e"
+# Told apart with every common colour blindness, and readable as text on white.
+SERIES = ("#0067a8", "#b84a00", "#00785c", "#9b3a76", "#6a5acd", "#7a6a00")
+VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", PAPER: "--paper", ALARM: "--alarm"}
+VARIABLES |= {colour: f"--s{number}" for number, colour in enumerate(SERIES, start=1)}
+WIDTH, HEIGHT = 4.5, 2.9  # inches; about 390 CSS pixels wide
+POINTS = 320  # a curve has no more: the screen has no more
+
+
+@dataclass
+class Curve:
+    """A named curve; `steps` rise."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    colour: int | None = None  # number in SERIES, where one name has one colour in several figures
+
+
+@dataclass
+class Marks:
+    """What happened at which step: `phases` are (step, name) where a phase begins."""
+
+    phases: list[tuple[float, str]] = field(default_factory=list)
+    resumed: list[float] = field(default_factory=list)
+    bad: list[float] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    import matplotlib
+
+    settings: dict[str, Any] = {
+        "font.family": "DejaVu Sans", "font.size": 9.8, "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "distill",
+        "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
+        "xtick.color": MUTED, "ytick.color": MUTED, "text.color": INK, "axes.grid": False, "grid.color": FAINT, "grid.linewidth": 0.8,
+        "figure.facecolor": PAPER, "axes.facecolor": "none", "savefig.facecolor": PAPER, "lines.solid_capstyle": "round",
+        "axes.unicode_minus": False, "axes.formatter.useoffset": False,
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def _figure(width: float = WIDTH, height: float = HEIGHT) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def thin(curve: Curve, points: int = POINTS) -> Curve:
+    """No more than `points` points: of each stretch its smallest and largest value, so that no spike gets lost."""
+    pairs = [(s, v) for s, v in zip(curve.steps, curve.values, strict=True) if math.isfinite(v)]
+    if len(pairs) > points:
+        size = math.ceil(2 * len(pairs) / points)
+        stretches = [pairs[at : at + size] for at in range(0, len(pairs), size)]
+        ends = [{min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])} for part in stretches]
+        pairs = sorted(pair for part in ends for pair in part)
+    return Curve(curve.name, [s for s, _ in pairs], [v for _, v in pairs])
+
+
+def smooth(curve: Curve) -> Curve:
+    """A centred running mean over a twentieth of the curve."""
+    half = max(1, len(curve.values) // 40)
+    sums = [0.0]
+    for value in curve.values:
+        sums.append(sums[-1] + value)
+    count = len(curve.values)
+    spans = [(max(0, i - half), min(count, i + half + 1)) for i in range(count)]
+    return Curve(curve.name, curve.steps, [(sums[b] - sums[a]) / (b - a) for a, b in spans])
+
+
+def curves(curve_list: list[Curve], marks: Marks | None = None, log: bool | None = None, smoothed: bool = True, named: bool = True) -> Any:
+    """Curves over steps, each named at its own end; `log=None` chooses a logarithmic axis where values span more than a factor 50."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    numbered = [Curve(c.name, *_finite(c), at if c.colour is None else c.colour) for at, c in enumerate(curve_list)]
+    shown = [curve for curve in numbered if len(curve.steps)]
+    for curve in shown:
+        colour = _colour(curve)
+        few = thin(curve)
+        if len(curve.values) <= 40:
+            dots = {"marker": "o", "markersize": 3.2} if len(curve.values) <= 24 else {}
+            axes.plot(curve.steps, curve.values, color=colour, linewidth=1.6, **dots)
+        elif smoothed:
+            axes.plot(few.steps, few.values, color=colour, linewidth=0.8, alpha=0.28)
+            calm = thin(smooth(curve))
+            axes.plot(calm.steps, calm.values, color=colour, linewidth=1.7)
+        else:
+            axes.plot(few.steps, few.values, color=colour, linewidth=1.6)
+    values = [value for curve in shown for value in curve.values]
+    positive = bool(values) and min(values) > 0
+    if positive and (log or (log is None and max(values) / min(values) > 50)):
+        axes.set_yscale("log")
+    _ticks(axes)
+    if named:
+        _end_labels(axes, shown)
+    _draw_marks(axes, marks or Marks())
+    axes.set_xlabel("step")
+    return figure
+
+
+def _colour(curve: Curve) -> str:
+    return SERIES[(curve.colour or 0) % len(SERIES)]
+
+
+def _finite(curve: Curve) -> tuple[list[float], list[float]]:
+    pairs = [(s, v) for s, v in zip(curve.steps, curve.values, strict=True) if math.isfinite(v)]
+    return [s for s, _ in pairs], [v for _, v in pairs]
+
+
+def _ticks(axes: Any) -> None:
+    from matplotlib import ticker
+
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 10000 else f"{x:g}"))
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: tick_words(y)))
+    else:
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Places at least `gap` apart, in the heights' order and as near to them as can be (least squares: pool adjacent violators)."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    blocks: list[tuple[float, int]] = []  # (mean, size) of heights whose own gaps are taken off
+    for at, i in enumerate(order):
+        blocks.append((heights[i] - at * gap, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (b, n), (a, m) = blocks.pop(), blocks.pop()
+            blocks.append(((a * m + b * n) / (m + n), m + n))
+    flat = [mean for mean, size in blocks for _ in range(size)]
+    places = [0.0] * len(heights)
+    for at, i in enumerate(order):
+        places[i] = flat[at] + at * gap
+    return places
+
+
+def tick_words(value: float) -> str:
+    """0.25, 1200, 2.5e-4; what floating point leaves of zero is 0."""
+    if abs(value) < 1e-15:
+        return "0"
+    return f"{value:.3g}".replace("e-0", "e-") if abs(value) < 1e-3 else f"{value:.6g}"
+
+
+def _end_labels(axes: Any, shown: list[Curve]) -> None:
+    """Names at the curves' ends, moved apart where they would touch. One curve needs no name: the figure's title has it."""
+    if len(shown) < 2:
+        return
+    axes.get_xlim(), axes.get_ylim()  # settles the limits, which are lazy
+    last = [(smooth(c) if len(c.values) > 40 else c).values[-1] for c in shown]
+    to_share = axes.transAxes.inverted()
+    heights = [to_share.transform(axes.transData.transform((c.steps[-1], v)))[1] for c, v in zip(shown, last, strict=True)]
+    places = spread(heights, gap=0.085)
+    for i, curve in enumerate(shown):
+        axes.annotate(
+            shorten(curve.name, 14), xy=(1.015, places[i]), xycoords="axes fraction", va="center", color=_colour(curve), annotation_clip=False
+        )  # fmt: skip
+
+
+def _draw_marks(axes: Any, marks: Marks) -> None:
+    if len(marks.phases) > 1:
+        across = axes.get_xaxis_transform()
+        for step, name in marks.phases:
+            axes.axvline(step, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+            axes.text(step, 1.02, f" {shorten(name, 12)}", transform=across, color=MUTED, fontsize=8.5, va="bottom", ha="left")
+    for steps, symbol, colour in ((marks.resumed, "^", INK), (marks.bad, "x", ALARM)):
+        if steps:
+            axes.plot(
+                steps, [0.035] * len(steps), symbol, color=colour, markersize=5.5, transform=axes.get_xaxis_transform(), clip_on=False, zorder=5
+            )  # fmt: skip
+
+
+def calibration(bins: list[dict[str, Any]]) -> Any:
+    """Accuracy against confidence; a dot's area is the share of rows in its bin, the thin line its gap to the diagonal."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+    full = [b for b in bins if b.get("count")]
+    total = sum(b["count"] for b in full) or 1
+    for b in full:
+        axes.plot([b["confidence"]] * 2, [b["confidence"], b["accuracy"]], color=SERIES[0], linewidth=1.2, alpha=0.6)
+    axes.scatter(
+        [b["confidence"] for b in full], [b["accuracy"] for b in full], s=[12 + 300 * b["count"] / total for b in full], color=SERIES[0],
+        alpha=0.75, linewidths=0,
+    )  # fmt: skip
+    lowest = min([b["confidence"] for b in full] + [b["accuracy"] for b in full] + [0.5])
+    axes.set_xlim(max(0.0, math.floor(lowest * 10 - 0.5) / 10), 1.02)
+    axes.set_ylim(max(0.0, math.floor(lowest * 10 - 0.5) / 10), 1.04)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("accuracy")
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    return figure
+
+
+MOST_LABELS = 20
+
+
+def confused(labels: list[str], matrix: list[list[float]]) -> list[int]:
+    """Which labels are drawn: all, or the most mistaken ones where there are more than a figure can hold."""
+    if len(labels) <= MOST_LABELS:
+        return list(range(len(labels)))
+    mistakes = [sum(row) - row[i] + sum(r[i] for r in matrix) - row[i] for i, row in enumerate(matrix)]
+    return sorted(sorted(range(len(labels)), key=lambda i: (-mistakes[i], i))[:MOST_LABELS])
+
+
+def confusion(labels: list[str], matrix: list[list[float]]) -> Any:
+    """Rows are the true labels, columns what the model said; the shade is the share of the row."""
+    from matplotlib.patches import Rectangle
+
+    chosen = confused(labels, matrix)
+    size = len(chosen)
+    figure = _figure(height=HEIGHT if size <= 6 else WIDTH)
+    axes = figure.add_subplot()
+    for y, i in enumerate(chosen):
+        total = sum(matrix[i]) or 1
+        for x, j in enumerate(chosen):
+            share = matrix[i][j] / total
+            axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=SERIES[0], alpha=round(0.05 + 0.45 * share, 3), linewidth=0))
+            if size <= 8:
+                axes.text(x, y, f"{matrix[i][j]:g}", ha="center", va="center", color=INK, fontsize=11 if size <= 4 else 8.5)
+    names = [shorten(str(labels[i]), 12 if size <= 8 else 9) for i in chosen]
+    slanted = size > 3 or max(map(len, names), default=0) > 9
+    axes.set_xticks(range(size), names, rotation=45 if slanted else 0, ha="right" if slanted else "center", fontsize=9 if size <= 8 else 7)
+    axes.set_yticks(range(size), names, fontsize=9 if size <= 8 else 7)
+    axes.set_xlim(-0.5, size - 0.5)
+    axes.set_ylim(size - 0.5, -0.5)
+    axes.set_xlabel("said")
+    axes.set_ylabel("true")
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+def bars(names: list[str], values: list[float], label: str, words: list[str]) -> Any:
+    """Horizontal bars with their values written beside them."""
+    figure = _figure(height=0.9 + 0.34 * len(names))
+    axes = figure.add_subplot()
+    axes.barh(range(len(names)), values, color=SERIES[0], alpha=0.8, height=0.62)
+    for at, (value, word) in enumerate(zip(values, words, strict=True)):
+        axes.annotate(f" {word}", (value, at), va="center", color=INK, fontsize=9)
+    axes.set_yticks(range(len(names)), [shorten(name, 26) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, (max(values, default=1) or 1) * 1.25)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(label)
+    return figure
+
+
+def scatter_lines(groups: list[tuple[str, list[float], list[float]]], x_label: str, y_label: str, log_x: bool) -> Any:
+    """A metric over a swept number, one line for each group of the other settings."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    for number, (_, xs, ys) in enumerate(groups):
+        axes.plot(xs, ys, color=SERIES[number % len(SERIES)], marker="o", markersize=4.5, linewidth=1.4)
+    if log_x:
+        axes.set_xscale("log")
+    _ticks(axes)
+    from matplotlib import ticker
+
+    ticks = sorted({x for _, xs, _ in groups for x in xs})
+    if len(ticks) <= 8:
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+    elif not log_x:
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    _end_labels(axes, [Curve(name, xs, ys, at) for at, (name, xs, ys) in enumerate(groups)])
+    axes.set_xlabel(shorten(x_label, 50))
+    axes.set_ylabel(shorten(y_label, 40))
+    return figure
+
+
+def png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg(figure: Any, name: str, title: str) -> str:
+    """The figure as an `<svg>` for the inside of a page: colours and font from the page, ids that don't clash, nothing from outside."""
+    from html import escape
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    box = re.search(r'viewBox="([^"]+)"', text)
+    assert box is not None
+    head = f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(title, quote=True)}">'
+    text = head + text[text.index(">") + 1 :]
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"font: (?:(?:italic|oblique|normal) )?(?:(\d+) )?([\d.]+px) [^;\"]*", _font, text)
+    for colour, variable in VARIABLES.items():
+        text = re.sub(colour, f"var({variable})", text, flags=re.IGNORECASE)
+    return text.strip()
+
+
+def _font(match: re.Match[str]) -> str:
+    weight = f"font-weight: {match[1]}; " if match[1] else ""
+    return f"{weight}font-size: {match[2]}"

@@ -1,0 +1,131 @@
+"""Engines: how the objective is trained on these ranks. This one is plain PyTorch, alone or under DDP; `zero.py` has DeepSpeed's.
+
+Every engine answers the same six calls, and shows its state as *pieces* by parameter name. Checkpoints read and write pieces, so that a file
+written by any engine on any number of ranks can be read by any other.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distill_system import distributed
+from distill_system.settings import Training
+from distill_system.training.objective import Batch, Objective
+from distill_system.training.optim import empty_state, make_optimizer, parameter_groups
+
+WEIGHT = "weight"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Piece:
+    """A run of consecutive elements of one flattened tensor of the state that this rank can read and write in place."""
+
+    name: str  # of the parameter or buffer, as `Objective.named_parameters` has it
+    part: str  # WEIGHT or one of MOMENTS
+    offset: int  # of the first element in the whole flattened tensor
+    values: Tensor  # 1-D view
+    replicated: bool  # the other ranks hold the same: one of them is enough to save
+
+
+class Engine(Protocol):
+    objective: Objective
+
+    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def evaluate(self, batch: Batch) -> Tensor: ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds gradients; `last` marks the last micro-batch of an optimizer step."""
+
+    def step(self, lr: float) -> Tensor:
+        """Updates with clipped gradients; returns the gradient norm. A norm that isn't finite leaves the weights as they are."""
+
+    def pieces(self) -> Iterator[Piece]: ...
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers beside the pieces that belong to the state: AdamW's number of updates (a skipped step is none), the loss scale."""
+
+    def restore(self, scalars: Mapping[str, float]) -> None:
+        """After every piece has been written: takes the scalars back, and brings what is derived from the pieces in line."""
+
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers of the student by the student's own names, whole, on the CPU of rank 0 (None elsewhere)."""
+
+
+class PlainEngine:
+    """One rank, or several under DistributedDataParallel."""
+
+    def __init__(self, objective: Objective, training: Training, device: torch.device) -> None:
+        self.objective = objective.to(device)
+        self.training = training
+        self.parallel = distributed.world() > 1
+        trainable = any(p.requires_grad for p in objective.parameters())
+        ids = [device.index] if device.type == "cuda" else None
+        self.module: nn.Module = DistributedDataParallel(objective, device_ids=ids) if self.parallel and trainable else objective
+        self.optimizer = make_optimizer(parameter_groups(objective, training.weight_decay), training)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None
+
+    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor) -> tuple[Tensor, Tensor]:
+        return self.module(batch, teacher, scale_L)
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        return self.objective(batch)  # not through DDP: nothing is to be synchronised
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        if self.parallel:
+            self.module.require_backward_grad_sync = last  # what DDP's no_sync() sets
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def step(self, lr: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.training.clip > 0:
+            torch._foreach_mul_(gradients, torch.clamp(self.training.clip / (norm + 1e-6), max=1.0))
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            # Read by the fused kernel on the device: a bad step is skipped without the host ever waiting for the norm.
+            self.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def pieces(self) -> Iterator[Piece]:
+        for name, tensor in named_state(self.objective):
+            yield Piece(name, WEIGHT, 0, tensor.detach().view(-1), replicated=True)
+            if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+                state = empty_state(self.optimizer, tensor)
+                for part in MOMENTS:
+                    yield Piece(name, part, 0, state[part].view(-1), replicated=True)
+
+    def scalars(self) -> dict[str, float]:
+        updates = {"updates": empty_state(self.optimizer, self.parameters[0])["step"].item()}
+        return updates | ({"loss_scale": self.scaler.get_scale()} if self.scaler else {})
+
+    def restore(self, scalars: Mapping[str, float]) -> None:
+        for parameter in self.parameters:
+            empty_state(self.optimizer, parameter)["step"].fill_(scalars["updates"])
+        if self.scaler and "loss_scale" in scalars:
+            self.scaler.update(scalars["loss_scale"])
+
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in named_state(self.objective.student):
+            yield name, tensor.detach().cpu()
+
+
+def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, each once however often it is shared, and the buffers that `state_dict` keeps."""
+    yield from module.named_parameters()
+    kept = module.state_dict(keep_vars=True).keys()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)

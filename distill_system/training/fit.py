@@ -1,0 +1,221 @@
+"""Trains one objective from wherever its last checkpoint left it to its last step."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill_system import distributed
+from distill_system.settings import Training
+from distill_system.training import checkpoint
+from distill_system.training.engine import Engine
+from distill_system.training.module import Distillation
+from distill_system.training.objective import Batch
+from distill_system.training.recorder import Recorder
+from distill_system.training.strategy import make_trainer
+
+
+@dataclass
+class Progress:
+    """State of a phase's training beside the tensors; goes into every checkpoint."""
+
+    step: int = 0
+    bad_steps: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    without_progress: int = 0  # validations since the best
+    resumes: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    tokens: int = 0
+    early_stop: bool = False
+
+
+@dataclass
+class Outcome:
+    progress: Progress
+    preempted: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+def steps_of(training: Training, steps_per_epoch: int) -> int:
+    """Optimizer steps of a phase: `max_steps`, or what `max_epochs` give, whichever is fewer."""
+    by_epochs = math.ceil(training.max_epochs * steps_per_epoch) if training.max_epochs else None
+    limits = [limit for limit in (training.max_steps, by_epochs) if limit is not None]
+    return min(limits)
+
+
+class Fit:
+    """The life of one training: resume, step, validate, save, stop.
+
+    Args:
+        engine: holds the objective.
+        teacher: logits for a batch, or None.
+        training: the phase's settings.
+        folder: `<run>/<phase>/checkpoints`.
+        phase: name.
+        identity: digest of all that determines the result; a checkpoint of another identity is not used.
+        seed: of the phase.
+        total_steps, steps_per_epoch: of the phase.
+        loader: called with the first step, gives the items of the remaining steps.
+        validate: figures on the validation split (all ranks together), or None where there is none.
+        better: whether a first value of the monitored metric is better than a second.
+        monitor: that metric.
+        write: takes journal lines (rank 0).
+        rewind: drops journal lines after a step (rank 0).
+        stop_asked: whether this process got a signal.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        teacher: Callable[[Batch], Tensor] | None,
+        training: Training,
+        folder: Path,
+        phase: str,
+        identity: str,
+        seed: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        loader: Callable[[int], Any],
+        validate: Callable[[], Mapping[str, float]] | None,
+        better: Callable[[float, float], bool],
+        monitor: str,
+        write: Callable[[list[dict[str, Any]]], None],
+        rewind: Callable[[int], None],
+        stop_asked: Callable[[], bool],
+    ) -> None:
+        self.engine, self.teacher, self.training = engine, teacher, training
+        self.folder, self.phase, self.identity, self.seed = folder, phase, identity, seed
+        self.total_steps, self.loader = total_steps, loader
+        self.validate, self.better, self.monitor = validate, better, monitor
+        self.write, self.rewind, self.stop_asked = write, rewind, stop_asked
+        self.eval_every = training.eval_every or steps_per_epoch
+        self.save_every = training.checkpoint_every or max(10, math.ceil(total_steps / 10))
+        self.outcome = Outcome(Progress())
+
+    @property
+    def progress(self) -> Progress:
+        return self.outcome.progress
+
+    def run(self, device: torch.device) -> Outcome:
+        self._resume()
+        self._recorder = self._make_recorder()
+        self._started = time.perf_counter()
+        self._seconds_before = self.progress.seconds
+        if self.progress.step < self.total_steps and not self.progress.early_stop:
+            self.module = Distillation(
+                self.engine,
+                teacher=self.teacher,
+                recorder=self._recorder,
+                after_step=self._after_step,
+                stop_asked=self.stop_asked,
+                loader=self.loader(self.progress.step),
+                first_step=self.progress.step,
+                total_steps=self.total_steps,
+                schedule={"lr": self.training.lr, "schedule": self.training.schedule, "warmup": self.training.warmup},
+                seed=self.seed,
+            )
+            make_trainer(device).fit(self.module)
+        self.engine.objective.eval()
+        if not self.outcome.preempted:
+            self._take_best()
+        return self.outcome
+
+    def _resume(self) -> None:
+        store, self.outcome.warnings = checkpoint.newest(self.folder, self.identity)
+        if store is None:
+            self._event("start", 0)
+            return
+        checkpoint.load(store, self.engine)
+        self.outcome.progress = Progress(**store.state["progress"])
+        self.progress.resumes += 1
+        distributed.main_only(lambda: self.rewind(self.progress.step))
+        self._event("resume", self.progress.step, ranks=distributed.world(), strategy=self.training.strategy)
+
+    def _make_recorder(self) -> Recorder:
+        losses = self.engine.objective.losses
+        return Recorder(
+            phase=self.phase,
+            names=list(losses),
+            weights=[float(loss.weight) for loss in losses.values()],
+            log_every=self.training.log_every,
+            flush_every=self.training.flush_every,
+            max_bad_steps=self.training.max_bad_steps,
+            total_steps=self.total_steps,
+            write=self.write,
+            bad_steps=self.progress.bad_steps,
+        )
+
+    def _after_step(self, step: int, told_to_stop: bool) -> bool:
+        """What happens between steps; answers whether to stop. Decisions rest on numbers all ranks share."""
+        self.progress.step = step
+        last = step == self.total_steps
+        if self.validate and (step % self.eval_every == 0 or last):
+            self._recorder.flush()
+            self._validate(step)
+        stop = told_to_stop or self.progress.early_stop
+        if step % self.save_every == 0 or last or stop:
+            self._recorder.flush()
+            self._save(step)
+            self._recorder.restart_clock()
+        if told_to_stop and not last:
+            self.outcome.preempted = True
+            self._event("preempted", step)
+        return stop
+
+    def _validate(self, step: int) -> None:
+        assert self.validate is not None
+        self.engine.objective.eval()
+        figures = self.validate()
+        self.engine.objective.train()
+        self._recorder.restart_clock()
+        line = {"phase": self.phase, "step": step, "time": time.time()} | {f"valid/{k}": v for k, v in figures.items()}
+        distributed.main_only(lambda: self.write([line]))
+        value = float(figures[self.monitor])
+        if self.progress.best is None or self.better(value, self.progress.best):
+            self.progress.best, self.progress.best_step, self.progress.without_progress = value, step, 0
+            if self.training.keep == "best" and step < self.total_steps:
+                checkpoint.save(self._best_folder(step), self.engine, self._state(), weights_only=True)
+            return
+        self.progress.without_progress += 1
+        if self.training.patience and self.progress.without_progress >= self.training.patience:
+            self.progress.early_stop = True
+            self._event("early_stop", step)
+
+    def _state(self) -> dict[str, Any]:
+        self.progress.bad_steps = self._recorder.bad_steps
+        self.progress.seconds = self._seconds_before + time.perf_counter() - self._started
+        return {"identity": self.identity, "progress": dict(vars(self.progress)), "strategy": self.training.strategy}
+
+    def _save(self, step: int) -> None:
+        self.progress.samples += self._recorder.samples
+        self.progress.tokens += self._recorder.tokens
+        self._recorder.samples = self._recorder.tokens = 0
+        checkpoint.save(self.folder / f"step_{step:08d}", self.engine, self._state())
+        if distributed.is_main():
+            checkpoint.prune(self.folder, self.training.keep_last)
+            checkpoint.prune_best(self.folder)
+
+    def _best_folder(self, step: int) -> Path:
+        return self.folder / f"best_{step:08d}"  # named by its step: a checkpoint that is resumed finds the best of its own past
+
+    def _take_best(self) -> None:
+        """Puts the best weights back, where they are not the last."""
+        best_step = self.progress.best_step
+        if self.training.keep != "best" or best_step is None or best_step == self.progress.step:
+            return
+        store = checkpoint.Store(self._best_folder(best_step))
+        if store.state["identity"] != self.identity:
+            raise checkpoint.Damaged("the best weights are of another training")
+        checkpoint.load(store, self.engine, weights_only=True)
+
+    def _event(self, event: str, step: int, **more: Any) -> None:
+        line = {"phase": self.phase, "step": step, "time": time.time(), "event": event, **more}
+        distributed.main_only(lambda: self.write([line]))

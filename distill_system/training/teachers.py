@@ -1,0 +1,126 @@
+"""Frozen teachers: whole on every rank, or sharded by a ZeRO-3 engine of their own whatever the student uses.
+
+A teacher is never part of the module tree, so it can't get into the optimizer, the checkpoint or Lightning's switching to train mode. A sharded teacher
+is never whole on a rank, not even while it loads: modules are made under `zero.Init`, which scatters each parameter as it appears, and every rank then
+reads its own elements out of the safetensors files.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill_system import distributed
+from distill_system.models.streaming import read_flat_range, tensor_locations
+from distill_system.training.objective import Batch, logits_of
+
+Align = Callable[[Tensor], Tensor]
+
+SHARDED = {
+    "train_micro_batch_size_per_gpu": 1,
+    "steps_per_print": 2**31,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "overlap_comm": False},
+}
+
+
+class Teacher:
+    """Gives logits, in the student's order of classes or words, for a batch; no gradient, no dropout.
+
+    Args:
+        model: a transformers model, or the DeepSpeed engine around one.
+        task: "classification" or "causal_lm".
+        align: brings the teacher's last dimension into the student's order and size.
+        autocast: (device type, dtype) or None.
+    """
+
+    def __init__(self, model: nn.Module, *, task: str, align: Align | None = None, autocast: Any = None) -> None:
+        self.model = model
+        self.task = task
+        self.align = align
+        self.autocast = autocast
+
+    @property
+    def module(self) -> nn.Module:
+        return getattr(self.model, "module", self.model)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        assert not self.module.training, "a teacher must stay in eval mode"
+        mixed = torch.autocast(*self.autocast) if self.autocast else contextlib.nullcontext()
+        with mixed:
+            logits = logits_of(_Wrapped(self.model, self.module), batch, self.task)
+        return self.align(logits) if self.align else logits
+
+    def resident(self) -> tuple[int, int]:
+        """(elements of parameters on this rank, elements of the whole model)."""
+        parameters = list(self.module.parameters())
+        held = sum(getattr(p, "ds_tensor", p).numel() for p in parameters)
+        return held, sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
+
+
+class _Wrapped:
+    """Calls the engine, whose own forward takes anything, with the signature of the model inside."""
+
+    def __init__(self, call: nn.Module, module: nn.Module) -> None:
+        self.call, self.forward = call, module.forward
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        return self.call(**inputs)
+
+
+def replicated(model: nn.Module, device: torch.device) -> nn.Module:
+    return model.eval().requires_grad_(False).to(device)
+
+
+def sharded(folder: Path, make: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+    """The model in `folder` (safetensors under the model's own parameter names), scattered over all ranks.
+
+    Args:
+        folder: an artifact, or any folder `save_pretrained` wrote.
+        make: makes the model from its config; its fresh weights are thrown away.
+
+    Raises:
+        RuntimeError: a parameter isn't in the files, or has another shape there.
+    """
+    import deepspeed
+
+    from distill_system.training.zero import quiet
+
+    quiet(deepspeed)
+    with deepspeed.zero.Init(config_dict_or_path=SHARDED, dtype=torch.float32):
+        model = make()
+    fill(model, folder)
+    model.eval().requires_grad_(False)
+    engine = deepspeed.initialize(model=model, config=SHARDED, dist_init_required=False)[0]
+    return engine.eval()
+
+
+def fill(model: nn.Module, folder: Path) -> None:
+    """Every rank reads its own elements of each parameter: nothing crosses the network, nothing is whole anywhere."""
+    places = tensor_locations(folder)
+    for names, parameter in shared_parameters(model):
+        name = next((name for name in names if name in places), None)
+        if name is None:
+            raise RuntimeError(f"{folder} holds no weights for {names[0]}")
+        if tuple(places[name].shape) != tuple(parameter.ds_shape):
+            raise RuntimeError(f"{name} has shape {tuple(places[name].shape)} in {folder}, the model wants {tuple(parameter.ds_shape)}")
+        share = parameter.ds_tensor.ds_numel
+        start = min(distributed.rank() * share, parameter.ds_numel)
+        stop = min(start + share, parameter.ds_numel)
+        target = parameter.ds_tensor.data.view(-1)
+        target.zero_()
+        target[: stop - start].copy_(read_flat_range(places[name], start, stop))
+
+
+def shared_parameters(model: nn.Module) -> Iterator[tuple[list[str], Any]]:
+    """Each parameter once, with all the names it goes by (a tied head is the embedding under another name)."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for parameter in model.parameters():
+        yield names[id(parameter)], parameter
+
+
