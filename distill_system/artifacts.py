@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from distill_system.files import TEMPORARY, digest_file, write_atomic, write_jso
 PASSPORT = "compression.json"
 CARD = "README.md"
 VERSION = 1
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # a bare name may be a package's
 AUTO_CLASSES = {"classification": "AutoModelForSequenceClassification", "causal_lm": "AutoModelForCausalLM"}
 PIPELINE_TAGS = {"classification": "text-classification", "causal_lm": "text-generation"}
 
@@ -125,7 +127,7 @@ def write_passport(
 def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
     """The Hugging Face model card of a passport, as Markdown with its front matter."""
     task = passport["task"]
-    hub_names = [name for name in passport["base_models"] if not name.startswith((".", "/", "~"))]
+    hub_names = [name for name in passport["base_models"] if HUB_NAME.fullmatch(name)]
     front = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINE_TAGS.get(task, task)}"]
     if hub_names:
         front += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]

@@ -46,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from distill_system.scheduling.failure import REFUSED, describe, leave, refusal_text
 
     if words[0] not in COMMANDS:
-        print(f"distill: there is no command '{words[0]}'{nearest(words[0], [c for c in COMMANDS if c[0] != '_'])}", file=sys.stderr)
+        print(
+            f"distill: there is no command '{words[0]}'{nearest(words[0], [c for c in COMMANDS if c[0] != '_'])}",
+            file=sys.stderr,
+        )
         return REFUSED
     try:
         return COMMANDS[words[0]](words[1:])

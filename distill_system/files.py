@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = ".part-"  # every unfinished file or folder carries it in its name, so that leftovers can be told and removed
+TEMPORARY = (
+    ".part-"  # every unfinished file or folder carries it in its name, so that leftovers can be told and removed
+)
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,9 +11,20 @@ from distill_system.files import TEMPORARY, digest_value, read_json, write_json
 
 VERSION = 1
 # Settings that may differ between a phase and its resumption: they say where and how often, not what is computed.
-PLACEMENT = (
-    "strategy accelerator devices nodes threads accumulation eval_batch_size log_every flush_every checkpoint_every keep_last activation_checkpointing"
-).split()
+PLACEMENT = [
+    "strategy",
+    "accelerator",
+    "devices",
+    "nodes",
+    "threads",
+    "accumulation",
+    "eval_batch_size",
+    "log_every",
+    "flush_every",
+    "checkpoint_every",
+    "keep_last",
+    "activation_checkpointing",
+]
 
 
 @dataclasses.dataclass
@@ -46,7 +57,13 @@ class Manifest:
             raise ValueError(f"{path} can't be read ({error}); run.overwrite=true starts afresh") from error
 
     def write(self) -> None:
-        content = {"version": VERSION, "run": self.run, "command": self.command, "created": self.created, "phases": self.phases}
+        content = {
+            "version": VERSION,
+            "run": self.run,
+            "command": self.command,
+            "created": self.created,
+            "phases": self.phases,
+        }
         write_json(self.folder / "manifest.json", content)
 
     def update(self, phase: str, **values: Any) -> None:
@@ -54,7 +71,10 @@ class Manifest:
         self.write()
 
     def finished(self, phase: str) -> bool:
-        return self.phases.get(phase, {}).get("state") in ("finished", "gated") and (self.folder / phase / "model").is_dir()
+        return (
+            self.phases.get(phase, {}).get("state") in ("finished", "gated")
+            and (self.folder / phase / "model").is_dir()
+        )
 
     def model(self, phase: str) -> Path:
         return self.folder / phase / "model"
@@ -80,7 +100,9 @@ def determining(config: dict[str, Any], phase: str, training: dict[str, Any], da
 
 
 def _without_placement(teachers: dict[str, Any]) -> dict[str, Any]:
-    return {name: {key: value for key, value in teacher.items() if key != "placement"} for name, teacher in teachers.items()}
+    return {
+        name: {key: value for key, value in teacher.items() if key != "placement"} for name, teacher in teachers.items()
+    }
 
 
 def identity(settings: dict[str, Any], inputs: dict[str, Any]) -> str:

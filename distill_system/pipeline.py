@@ -13,10 +13,10 @@ from distill_system.files import read_json, remove_leftovers
 from distill_system.manifest import Manifest, identity, now
 from distill_system.phases.base import Context, Result
 from distill_system.settings import Gate, Teacher
-from distill_system.verdict import first_failed_gate, judge
 from distill_system.tracking.journal import Journal
 from distill_system.tracking.progress import Progress, say, summary_table
 from distill_system.tracking.report import write_report
+from distill_system.verdict import first_failed_gate, judge
 
 DONE, GATED, PREEMPTED = 0, 3, 143
 
@@ -69,14 +69,22 @@ def run(folder: Path, config: dict[str, Any]) -> int:
     return status
 
 
-def run_phase(name: str, config: dict[str, Any], manifest: Manifest, scribe: "Scribe", device: Any, stop: Signals) -> Result:
+def run_phase(
+    name: str, config: dict[str, Any], manifest: Manifest, scribe: "Scribe", device: Any, stop: Signals
+) -> Result:
     """One phase from its inputs to its record in the manifest."""
     phase_config = config["phases"][name]
     settings = settings_of(config, name)
     inputs = input_digests(phase_config, manifest)
     training = training_of(config, name)
     before = manifest.phases.get(name, {})
-    record = {"state": "running", "kind": phase_config["kind"], "settings": settings, "inputs": inputs, "started": before.get("started") or now()}
+    record = {
+        "state": "running",
+        "kind": phase_config["kind"],
+        "settings": settings,
+        "inputs": inputs,
+        "started": before.get("started") or now(),
+    }
     if distributed.is_main():
         remove_leftovers(manifest.folder)
         remove_leftovers(manifest.folder / name)
@@ -124,7 +132,12 @@ def record_end(
     progress, metrics = result.outcome.progress, result.evaluation["metrics"]
     verdict = judge(gate, metrics)
     state = "gated" if verdict and not verdict["passed"] else "finished"
-    cost = {"seconds": round(progress.seconds, 1), "samples": progress.samples, "tokens": progress.tokens, "ranks": distributed.world()}
+    cost = {
+        "seconds": round(progress.seconds, 1),
+        "samples": progress.samples,
+        "tokens": progress.tokens,
+        "ranks": distributed.world(),
+    }
     manifest.update(
         name,
         state=state,
@@ -145,7 +158,9 @@ def record_end(
 
 def input_digests(phase: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     """What a phase takes from elsewhere: artifacts by digest, models by name."""
-    inputs = {key: {"phase": other, "digest": manifest.phases[other]["digest"]} for key, other in references(phase).items()}
+    inputs = {
+        key: {"phase": other, "digest": manifest.phases[other]["digest"]} for key, other in references(phase).items()
+    }
     for name, values in (phase.get("teachers") or {}).items():
         if Teacher(**values).model:
             inputs[f"teachers.{name}.model"] = {"model": values["model"]}
@@ -156,7 +171,11 @@ def finish(folder: Path, config: dict[str, Any], manifest: Manifest, scribe: "Sc
     """The report, the table, and a sentence where the run didn't reach its end."""
     report = write_report(folder)
     scribe.tracking.attach_report(report)
-    latency = {name: read_json(folder / name / "evaluation.json")["latency"] for name in manifest.phases if manifest.finished(name)}
+    latency = {
+        name: read_json(folder / name / "evaluation.json")["latency"]
+        for name in manifest.phases
+        if manifest.finished(name)
+    }
     summary_table(read_json(folder / "manifest.json"), report, latency)
     if status == GATED:
         say(first_failed_gate(config, manifest) or "")
@@ -170,7 +189,7 @@ class Scribe:
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.run_name = folder, config["run"]["name"]
         self.journal = Journal(folder / "metrics.jsonl")
-        self.tracking = instantiate(config["tracking"]) if distributed.is_main() else None
+        self.tracking: Any = instantiate(config["tracking"]) if distributed.is_main() else None
         self.progress: Progress | None = None
 
     def open(self, phase: str, total_steps: int, settings: dict[str, Any]) -> None:
@@ -201,5 +220,3 @@ def _threads() -> int:
     from distill_system.hardware import usable_cores
 
     return max(1, usable_cores() // distributed.world())
-
-

@@ -6,6 +6,7 @@ imported, and a new loss or data set brings its own checks with it: no second li
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -77,23 +78,39 @@ def check(value: Any, annotation: Any, key: str) -> list[Problem]:
     if origin in (Union, types.UnionType):
         branches = [check(value, argument, key) for argument in arguments]
         # The branch that got furthest speaks: a range is more telling than "must be null".
-        informative = [branch for branch, argument in zip(branches, arguments, strict=True) if argument is not type(None)]
+        informative = [
+            branch for branch, argument in zip(branches, arguments, strict=True) if argument is not type(None)
+        ]
         return [] if not all(branches) else min(informative, key=lambda problems: "must be a" in problems[0].message)
     if origin is Literal:
         if value in arguments and type(value) in {type(argument) for argument in arguments}:
             return []
-        return [Problem(key, f"is {value!r}{nearest(str(value), map(str, arguments))}, must be one of {', '.join(map(str, arguments))}")]
+        return [
+            Problem(
+                key,
+                f"is {value!r}{nearest(str(value), map(str, arguments))}, must be one of {', '.join(map(str, arguments))}",
+            )
+        ]
     if origin is list or annotation is list:
         if not isinstance(value, list):
             return [Problem(key, f"is {value!r}, must be a list such as [a,b]")]
-        return [p for i, item in enumerate(value) for p in check(item, arguments[0] if arguments else Any, f"{key}[{i}]")]
+        return [
+            p for i, item in enumerate(value) for p in check(item, arguments[0] if arguments else Any, f"{key}[{i}]")
+        ]
     if origin is dict or annotation is dict:
         if not isinstance(value, dict):
             return [Problem(key, f"is {value!r}, must be a group of named settings")]
-        return [p for name, item in value.items() for p in check(item, arguments[1] if arguments else Any, f"{key}.{name}")]
-    if dataclasses.is_dataclass(annotation):
+        return [
+            p for name, item in value.items() for p in check(item, arguments[1] if arguments else Any, f"{key}.{name}")
+        ]
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         if not isinstance(value, dict):
-            return [Problem(key, f"is {value!r}, must be a group of settings ({', '.join(f.name for f in dataclasses.fields(annotation))})")]
+            return [
+                Problem(
+                    key,
+                    f"is {value!r}, must be a group of settings ({', '.join(f.name for f in dataclasses.fields(annotation))})",
+                )
+            ]
         return check_parameters(value, signature_of_dataclass(annotation), key)
     return _check_plain(value, annotation, key)
 
@@ -129,11 +146,15 @@ def signature_of_dataclass(cls: type) -> Signature:
     hints = typing.get_type_hints(cls, include_extras=True)
     unset = dataclasses.MISSING
     return Signature(
-        {f.name: Parameter(hints[f.name], f.default is unset and f.default_factory is unset) for f in dataclasses.fields(cls)}, {}
+        {
+            f.name: Parameter(hints[f.name], f.default is unset and f.default_factory is unset)
+            for f in dataclasses.fields(cls)
+        },
+        {},
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def signature_of_target(target: str) -> Signature:
     """Reads the parameters of `package.module.Class` from its source.
 
@@ -167,12 +188,14 @@ def _read_class(node: ast.ClassDef | ast.FunctionDef, siblings: dict[str, Any]) 
     is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
     for statement in node.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
-            attributes |= {target.id: statement.value.value for target in statement.targets if isinstance(target, ast.Name)}
+            attributes |= {
+                target.id: statement.value.value for target in statement.targets if isinstance(target, ast.Name)
+            }
         elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             annotation = _evaluate(statement.annotation)
             if typing.get_origin(annotation) is typing.ClassVar or not is_dataclass:
-                if isinstance(statement.value, ast.Constant):
-                    attributes[statement.target.id] = statement.value.value
+                with contextlib.suppress(ValueError):  # a value that isn't a literal
+                    attributes[statement.target.id] = ast.literal_eval(statement.value) if statement.value else None
             else:
                 fields[statement.target.id] = Parameter(annotation, statement.value is None)
         elif isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
@@ -184,8 +207,12 @@ def _read_function(node: ast.FunctionDef, attributes: dict[str, Any]) -> Signatu
     arguments = node.args
     positional = [a for a in arguments.posonlyargs + arguments.args if a.arg not in ("self", "cls")]
     optional = {a.arg for a in positional[len(positional) - len(arguments.defaults) :]} if arguments.defaults else set()
-    optional |= {a.arg for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is not None}
-    parameters = {a.arg: Parameter(_evaluate(a.annotation), a.arg not in optional) for a in positional + arguments.kwonlyargs}
+    optional |= {
+        a.arg for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is not None
+    }
+    parameters = {
+        a.arg: Parameter(_evaluate(a.annotation), a.arg not in optional) for a in positional + arguments.kwonlyargs
+    }
     return Signature(parameters, attributes, open=arguments.kwarg is not None)
 
 
@@ -196,9 +223,16 @@ def _evaluate(annotation: ast.expr | None) -> Any:
     from distill_system import settings
 
     names = {k: v for k, v in vars(settings).items() if dataclasses.is_dataclass(v)}
-    names |= {k: v for k, v in globals().items() if not k.startswith("_")} | {"Optional": Optional, "ClassVar": typing.ClassVar}
-    source = annotation.value if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str) else ast.unparse(annotation)
+    names |= {k: v for k, v in globals().items() if not k.startswith("_")} | {
+        "Optional": Optional,
+        "ClassVar": typing.ClassVar,
+    }
+    source = (
+        annotation.value
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
+        else ast.unparse(annotation)
+    )
     try:
-        return eval(source, {"__builtins__": {}}, names | {t.__name__: t for t in (int, float, str, bool, list, dict)})  # noqa: S307
+        return eval(source, {"__builtins__": {}}, names | {t.__name__: t for t in (int, float, str, bool, list, dict)})
     except Exception:
         return Any

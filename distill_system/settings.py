@@ -34,11 +34,15 @@ class Training:
     clip: NonNegative = 1.0  # largest gradient norm; 0: none
     activation_checkpointing: bool = False
     log_every: Count = 10  # steps between two lines of metrics.jsonl
-    flush_every: Count = 50  # steps whose figures stay on the device before they are fetched
+    flush_every: Count = 20  # steps whose figures stay on the device before they are fetched
     eval_every: Count | None = None  # steps between validations; null: at the end of each epoch
-    checkpoint_every: Count | None = None  # steps between checkpoints; null: every tenth of the phase, and at validation
+    checkpoint_every: Count | None = (
+        None  # steps between checkpoints; null: every tenth of the phase, and at validation
+    )
     keep_last: Count = 2
-    monitor: str | None = None  # metric that chooses the best weights; null: accuracy, or perplexity for language models
+    monitor: str | None = (
+        None  # metric that chooses the best weights; null: accuracy, or perplexity for language models
+    )
     patience: Count | None = None  # validations without progress before the phase stops; null: never
     keep: Literal["best", "last"] = "best"  # which weights the phase hands on
     max_bad_steps: Index = 10  # steps with a NaN or infinite loss that are skipped before the run ends
@@ -69,14 +73,18 @@ class Run:
     name: str | None = None  # null: the experiment's name
     dir: str = "runs"
     overwrite: bool = False
-    shutdown_timeout_s: Positive = 8.0  # how long ranks may take to save and leave after SIGTERM or Ctrl-C before they are killed
+    shutdown_timeout_s: Positive = (
+        8.0  # how long ranks may take to save and leave after SIGTERM or Ctrl-C before they are killed
+    )
 
 
 @dataclass(frozen=True)
 class Config:
     """`config.*`: what a user's own config folder may bring in."""
 
-    allowed_targets: list[str] = field(default_factory=list)  # packages besides distill_system that a `_target_` may name
+    allowed_targets: list[str] = field(
+        default_factory=list
+    )  # packages besides distill_system that a `_target_` may name
 
 
-__all__ = ["Config", "Fraction", "Gate", "Run", "Teacher", "Training", "ZERO_STRATEGIES"]
+__all__ = ["ZERO_STRATEGIES", "Config", "Fraction", "Gate", "Run", "Teacher", "Training"]

@@ -11,7 +11,11 @@ def judge(gate: Gate, metrics: dict[str, float]) -> dict[str, Any] | None:
     if gate.metric is None:
         return None
     value = metrics.get(gate.metric)
-    passed = value is not None and (gate.at_least is None or value >= gate.at_least) and (gate.at_most is None or value <= gate.at_most)
+    passed = (
+        value is not None
+        and (gate.at_least is None or value >= gate.at_least)
+        and (gate.at_most is None or value <= gate.at_most)
+    )
     return {"metric": gate.metric, "at_least": gate.at_least, "at_most": gate.at_most, "value": value, "passed": passed}
 
 

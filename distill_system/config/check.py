@@ -73,7 +73,9 @@ def _check_phase(phase: Any, key: str, allowed: list[str]) -> list[Problem]:
         return [Problem(key, "is no phase: add one with +phases@" + key + "=finetune or distill")]
     problems = check_node(phase, key, allowed)
     if not isinstance(phase.get("model"), dict) or "_target_" not in phase["model"]:
-        problems.append(Problem(f"{key}.model", f"is not chosen; add +models@{key}.model=hub (or another choice of conf/models)"))
+        problems.append(
+            Problem(f"{key}.model", f"is not chosen; add +models@{key}.model=hub (or another choice of conf/models)")
+        )
     training = phase.get("training")
     if training is not None:
         partial = dataclasses.replace(signature_of_dataclass(Training))
@@ -85,7 +87,9 @@ def _check_phase(phase: Any, key: str, allowed: list[str]) -> list[Problem]:
         return problems
     for name, loss in losses.items():
         if not isinstance(loss, dict) or "_target_" not in loss:
-            problems.append(Problem(f"{key}.losses.{name}", f"is no loss; add one with +losses@{key}.losses.{name}=hard_label"))
+            problems.append(
+                Problem(f"{key}.losses.{name}", f"is no loss; add one with +losses@{key}.losses.{name}=hard_label")
+            )
     return problems
 
 
@@ -99,7 +103,9 @@ def check_training(training: Training, shared: dict[str, Any], phase: str) -> li
             message = f"is {getattr(training, fixed)}, but all phases of a run share their ranks; set training.{fixed}"
             problems.append(Problem(f"phases.{phase}.training.{fixed}", message))
     if training.strategy == "single" and ranks != 1:
-        problems.append(Problem(f"{key}.strategy", f"is single, which runs on one rank, with {ranks} ranks; add training.devices=1"))
+        problems.append(
+            Problem(f"{key}.strategy", f"is single, which runs on one rank, with {ranks} ranks; add training.devices=1")
+        )
     share = ranks * training.accumulation
     if training.batch_size % share:
         lower, upper = training.batch_size // share * share, -(-training.batch_size // share) * share
@@ -110,11 +116,15 @@ def check_training(training: Training, shared: dict[str, Any], phase: str) -> li
         problems.append(Problem(f"{key}.max_steps", "and training.max_epochs are both null: the phase would never end"))
     gpus = visible_gpus()
     if training.accelerator == "gpu" and gpus == 0:
-        problems.append(Problem(f"{key}.accelerator", "is gpu, but this machine shows none; use training.accelerator=cpu"))
+        problems.append(
+            Problem(f"{key}.accelerator", "is gpu, but this machine shows none; use training.accelerator=cpu")
+        )
     if training.accelerator != "cpu" and 0 < gpus < training.devices and training.nodes == 1:
         problems.append(Problem(f"{key}.devices", f"is {training.devices}, but this machine has {gpus} GPUs"))
     if training.precision == "fp16" and (training.accelerator == "cpu" or gpus == 0):
-        problems.append(Problem(f"{key}.precision", "is fp16, which needs a GPU; use fp32 (or bf16, slow on most CPUs)"))
+        problems.append(
+            Problem(f"{key}.precision", "is fp16, which needs a GPU; use fp32 (or bf16, slow on most CPUs)")
+        )
     return problems
 
 
@@ -123,9 +133,18 @@ def _check_gate(phase: dict[str, Any], name: str, task: str) -> list[Problem]:
     key = f"phases.{name}.gate"
     if gate.metric is None:
         bound = "at_least" if gate.at_least is not None else "at_most" if gate.at_most is not None else None
-        return [Problem(f"{key}.metric", f"is null, but {key}.{bound} is set; choose one of {', '.join(METRICS[task])}")] if bound else []
+        return (
+            [Problem(f"{key}.metric", f"is null, but {key}.{bound} is set; choose one of {', '.join(METRICS[task])}")]
+            if bound
+            else []
+        )
     if gate.metric not in METRICS[task]:
-        return [Problem(f"{key}.metric", f"is '{gate.metric}', which a {task} task doesn't have{nearest(gate.metric, METRICS[task])}")]
+        return [
+            Problem(
+                f"{key}.metric",
+                f"is '{gate.metric}', which a {task} task doesn't have{nearest(gate.metric, METRICS[task])}",
+            )
+        ]
     if gate.at_least is None and gate.at_most is None:
         return [Problem(f"{key}.at_least", f"is null: the gate on {gate.metric} has no bound; set at_least or at_most")]
     return []
@@ -135,7 +154,12 @@ def _check_monitor(training: Training, name: str, task: str) -> list[Problem]:
     if training.monitor is None or training.monitor in METRICS[task]:
         return []
     fix = nearest(training.monitor, METRICS[task])
-    return [Problem("training.monitor", f"is '{training.monitor}' in phase {name}, which a {task} task doesn't have{fix}; null: {DEFAULT_METRIC[task]}")]
+    return [
+        Problem(
+            "training.monitor",
+            f"is '{training.monitor}' in phase {name}, which a {task} task doesn't have{fix}; null: {DEFAULT_METRIC[task]}",
+        )
+    ]
 
 
 def _check_losses(phase: dict[str, Any], name: str, task: str) -> list[Problem]:
@@ -148,10 +172,19 @@ def _check_losses(phase: dict[str, Any], name: str, task: str) -> list[Problem]:
         weights.append(loss.get("weight", 1.0))
         if attributes.get("needs_teacher") and not teachers:
             fix = f"set phases.{name}.teachers.main.phase" if "teachers" in phase else f"remove it with ~{key}"
-            problems.append(Problem(key, f"({loss['_target_'].rpartition('.')[2]}) needs a teacher and phase {name} has none; {fix}"))
+            problems.append(
+                Problem(
+                    key, f"({loss['_target_'].rpartition('.')[2]}) needs a teacher and phase {name} has none; {fix}"
+                )
+            )
         tasks = attributes.get("tasks")
         if tasks and task not in tasks:
-            problems.append(Problem(key, f"({loss['_target_'].rpartition('.')[2]}) has no meaning for a {task} task, only for {', '.join(tasks)}"))
+            problems.append(
+                Problem(
+                    key,
+                    f"({loss['_target_'].rpartition('.')[2]}) has no meaning for a {task} task, only for {', '.join(tasks)}",
+                )
+            )
     if not any(weights):
         problems.append(Problem(f"phases.{name}.losses", "have weights that sum to 0: nothing would be learned"))
     return problems
@@ -159,12 +192,18 @@ def _check_losses(phase: dict[str, Any], name: str, task: str) -> list[Problem]:
 
 def _check_names(config: dict[str, Any]) -> list[Problem]:
     problems = []
-    names = {"run.name": config.get("run", {}).get("name")} | {f"phases.{name}": name for name in config.get("phases") or {}}
+    names = {"run.name": config.get("run", {}).get("name")} | {
+        f"phases.{name}": name for name in config.get("phases") or {}
+    }
     for key, name in names.items():
         if name is None:
             problems.append(Problem(key, "is null and no experiment gives it; add run.name=NAME"))
         elif not NAME.fullmatch(str(name)) or len(str(name)) > 150:
-            problems.append(Problem(key, f"is {name!r}, must be a plain name (letters, digits, '_', '-', '.'), as it names a folder"))
+            problems.append(
+                Problem(
+                    key, f"is {name!r}, must be a plain name (letters, digits, '_', '-', '.'), as it names a folder"
+                )
+            )
     for name in config.get("phases") or {}:
         if name in ("report", "wandb", "checkpoints"):
             problems.append(Problem(f"phases.{name}", "is a folder of the run itself; choose another name"))

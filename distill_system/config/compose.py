@@ -91,7 +91,9 @@ def _finished(config: Any, problems: list[Problem]) -> Composition:
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except Exception as error:  # an interpolation that leads nowhere
-        raise Refusal([*problems, Problem("", f"the config can't be resolved: {str(error).splitlines()[0]}")]) from error
+        raise Refusal(
+            [*problems, Problem("", f"the config can't be resolved: {str(error).splitlines()[0]}")]
+        ) from error
     assert isinstance(plain, dict)
     return Composition(plain, None if experiment in (None, "null") else experiment, problems)
 
@@ -102,10 +104,15 @@ def _explain(override: str, error: Exception, config: Any) -> Problem:
     text = str(error.__cause__ or error)
     options = re.search(r"Available options in '([^']*)':\n((?:\s+\S+\n?)+)", str(error))
     if options:
-        return Problem(key, f"is '{value}', which is no choice of group {options[1]}{nearest(value, options[2].split())}")
+        return Problem(
+            key, f"is '{value}', which is no choice of group {options[1]}{nearest(value, options[2].split())}"
+        )
     if "No match in the defaults list" in text or "Could not override" in text:
         known = list(config.hydra.runtime.choices)
-        return Problem(key, f"names no group that can be swapped here{nearest(key, [k for k in known if not k.startswith('hydra/')])}")
+        return Problem(
+            key,
+            f"names no group that can be swapped here{nearest(key, [k for k in known if not k.startswith('hydra/')])}",
+        )
     return Problem(key, " ".join(text.split()))
 
 

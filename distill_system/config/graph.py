@@ -31,7 +31,11 @@ def check_graph(config: dict[str, Any]) -> list[Problem]:
             if wanted == name:
                 problems.append(Problem(full, f"is '{wanted}': a phase can't take its own result"))
             elif wanted not in phases:
-                problems.append(Problem(full, f"is '{wanted}', which no phase of this run produces{nearest(wanted, order[:position])}"))
+                problems.append(
+                    Problem(
+                        full, f"is '{wanted}', which no phase of this run produces{nearest(wanted, order[:position])}"
+                    )
+                )
             elif order.index(wanted) > position:
                 cycle = name in references(phases[wanted]).values()
                 why = "and the two wait for each other (a cycle)" if cycle else "which comes later; put it first"
@@ -52,11 +56,22 @@ def _check_teachers(phase: dict[str, Any], name: str) -> list[Problem]:
     for teacher_name, values in teachers.items():
         teacher, key = Teacher(**values), f"phases.{name}.teachers.{teacher_name}"
         if teacher.phase and teacher.model:
-            problems.append(Problem(key, f"has both phase '{teacher.phase}' and model '{teacher.model}'; keep one, set the other to null"))
+            problems.append(
+                Problem(
+                    key,
+                    f"has both phase '{teacher.phase}' and model '{teacher.model}'; keep one, set the other to null",
+                )
+            )
         if not teacher.phase and not teacher.model:
-            problems.append(Problem(f"{key}.phase", f"is not set: name an earlier phase, or a hub name or folder with {key}.model=..."))
+            problems.append(
+                Problem(
+                    f"{key}.phase", f"is not set: name an earlier phase, or a hub name or folder with {key}.model=..."
+                )
+            )
     if len(teachers) != 1:
-        problems.append(Problem(f"phases.{name}.teachers", f"has {len(teachers)} entries; a distill phase takes exactly one so far"))
+        problems.append(
+            Problem(f"phases.{name}.teachers", f"has {len(teachers)} entries; a distill phase takes exactly one so far")
+        )
     return problems
 
 
@@ -68,7 +83,11 @@ def _check_lengths(config: dict[str, Any], source: Any) -> list[Problem]:
     for name in config["phases"]:
         limit = positions_of(config, name)
         if length and limit and length > limit:
-            problems.append(Problem(key, f"is {length}, but the model of phase {name} has {limit} positions; set {key}={limit} or less"))
+            problems.append(
+                Problem(
+                    key, f"is {length}, but the model of phase {name} has {limit} positions; set {key}={limit} or less"
+                )
+            )
     return problems
 
 

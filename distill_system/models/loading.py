@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_system.errors import Refusal, refuse
 from distill_system.models.alignment import align_labels
+from distill_system.models.architectures import future_problem
 from distill_system.models.common import auto_class, log, quiet, seeded, set_dropout, set_labels
 from distill_system.models.tokenizers import first_sentence
 
@@ -42,7 +43,7 @@ def load_model(
     Args:
         source: `name` (folder or hub name), `revision`, `gguf_file`.
         task: which kind of model.
-        labels: the data's labels, in order.
+        labels: the data's labels, in order; None: the source's own, which then must have a classification head (a teacher).
         dropout: for every dropout of the model; None: as the source has it.
         seed: for weights that the source doesn't have.
         key: of the recipe, for messages.
@@ -60,7 +61,9 @@ def load_model(
             f"{key}.name",
             f"is {source['name']!r}, a quantized model, whose weights can't be trained; take the one it was made from",
         )
-    order, head_is_new = _plan_head(config, task, labels)
+    if clause := future_problem(config.to_dict(), task):
+        raise refuse(f"{key}.name", f"is {source['name']!r}, whose config {clause}")
+    order, head_is_new = _plan_head(config, task, labels, source["name"], key)
     set_labels(config, labels)
     set_dropout(config, dropout)
     options = {name: source[name] for name in ("revision", "gguf_file") if source.get(name)}
@@ -99,11 +102,19 @@ def _forget_quantizer(model: "PreTrainedModel") -> None:
         model.config.__dict__.pop(name, None)
 
 
-def _plan_head(config: Any, task: str, labels: Sequence[str] | None) -> tuple[list[int] | None, bool]:
+def _plan_head(
+    config: Any, task: str, labels: Sequence[str] | None, name: str, key: str
+) -> tuple[list[int] | None, bool]:
     """The order of the source's classes that makes them the data's (None: as they are), and whether the head has to be made anew."""
     trained = any("SequenceClassification" in name for name in config.architectures or [])
-    if task != "classification" or labels is None or not trained:
+    if task != "classification" or (labels is not None and not trained):
         return None, False  # a source without such a head gets a new one from `from_pretrained`
+    if labels is None:
+        if not trained:
+            raise refuse(
+                f"{key}.name", f"is {name!r}, which has no classification head: it knows no labels; fine-tune it first"
+            )
+        return None, False
     found = align_labels(config.id2label, labels)
     if found.problems:
         log.warning(

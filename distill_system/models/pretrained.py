@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from distill_system.artifacts import digest_artifact
 from distill_system.errors import Problem, refuse
 from distill_system.files import digest_file
-from distill_system.models.architectures import architecture_problem
+from distill_system.models.architectures import architecture_problem, future_problem
 from distill_system.models.common import finish, resolve_labels
 from distill_system.models.gguf_header import as_config, read_metadata
 from distill_system.models.sources import HUB_NAME, gguf_problems, hub_cache, nearby, needs_gguf, tokenizer_problems
@@ -116,19 +116,21 @@ class Pretrained:
         elif os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on") and self.local_folder() is None:
             text = "which is no local folder and not in the hub's cache, while HF_HUB_OFFLINE forbids to fetch it"
             problems.append(Problem(f"{key}.name", f"is {self.name!r}, {text}; give a folder, or unset HF_HUB_OFFLINE"))
-        elif (config := self.config()) and (clause := architecture_problem(str(config.get("model_type")), task)):
-            problems.append(Problem(f"{key}.name", f"is {self.name!r}, whose model_type {clause}"))
+        elif config := self.config():
+            problems += self._task_problems(config, key, task)
         return problems
+
+    def _task_problems(self, config: dict[str, Any], key: str, task: str) -> list[Problem]:
+        if clause := architecture_problem(str(config.get("model_type")), task):
+            return [Problem(f"{key}.name", f"is {self.name!r}, whose model_type {clause}")]
+        clause = future_problem(config, task)
+        return [Problem(f"{key}.name", f"is {self.name!r}, whose config.json {clause}")] if clause else []
 
     def _folder_problems(self, path: Path, key: str, task: str) -> list[Problem]:
         problems = folder_problems(path, key, allow_pickle=self.allow_pickle)
-        config = read_config(path)
-        if (
-            config
-            and isinstance(config.get("model_type"), str)
-            and (clause := architecture_problem(config["model_type"], task))
-        ):
-            problems.append(Problem(f"{key}.name", f"is {self.name!r}, whose model_type {clause}"))
+        config = read_config(path) or {}
+        if isinstance(config.get("model_type"), str):
+            problems += self._task_problems(config, key, task)
         if self.tokenizer is None and not has_tokenizer(path):
             problems.append(
                 Problem(

@@ -20,7 +20,13 @@ ITEM_BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
-TOKENIZER_FILES: tuple[str, ...] = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model")
+TOKENIZER_FILES: tuple[str, ...] = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+)
 TOKENIZER_FILES += ("spiece.model", "sentencepiece.bpe.model", "spm.model", "tekken.json")
 # Position tables of these start after the padding index: `max_position_embeddings` counts rows, not tokens.
 OFFSET_POSITIONS = {

@@ -91,7 +91,13 @@ class Trained:
 def build_student(recipe: Any, context: Context) -> tuple[nn.Module, Any]:
     """Model and tokenizer of a phase, the same on every rank; rank 0 fetches what isn't there yet."""
     return distributed.main_first(
-        lambda: recipe.build(task=context.task, label_names=context.label_names, artifacts=context.artifacts, seed=context.phase_seed)
+        lambda: recipe.build(
+            task=context.task,
+            label_names=context.label_names,
+            artifacts=context.artifacts,
+            seed=context.phase_seed,
+            key=f"phases.{context.name}.model",
+        )
     )
 
 
@@ -136,7 +142,9 @@ def train(
         seed=context.phase_seed,
         total_steps=total_steps,
         steps_per_epoch=data.steps_per_epoch,
-        loader=lambda first: data_module(context, stores, tokenizer, start_step=first, total_steps=total_steps).train_dataloader(),
+        loader=lambda first: data_module(
+            context, stores, tokenizer, start_step=first, total_steps=total_steps
+        ).train_dataloader(),
         validate=functools.partial(validate, context, engine, data) if "validation" in stores else None,
         better=functools.partial(better, monitor),
         monitor=monitor,
@@ -181,5 +189,7 @@ def validate(context: Context, engine: Engine, data: DataModule) -> dict[str, fl
         samples=len(data.stores["validation"]),
     )
     store = data.stores["validation"]
-    figures = phase_evaluation(predictions, split="validation", label_names=context.label_names or (), num_bytes_N=store.num_bytes)
+    figures = phase_evaluation(
+        predictions, split="validation", label_names=context.label_names or (), num_bytes_N=store.num_bytes
+    )
     return figures["metrics"]

@@ -19,7 +19,14 @@ class Finetune:
         gate: bound that the result must keep; read by the pipeline.
     """
 
-    def __init__(self, kind: str, model: dict[str, Any], losses: dict[str, Any], training: dict[str, Any] | None = None, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        model: dict[str, Any],
+        losses: dict[str, Any],
+        training: dict[str, Any] | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         self.kind, self.model, self.losses, self.training, self.gate = kind, model, losses, training, gate
 
     def run(self, context: base.Context) -> base.Result:

@@ -21,7 +21,11 @@ from distill_system.phases.base import Context, Result, Trained
 from distill_system.settings import ZERO_STRATEGIES
 
 PROBE_ROWS = 8  # rows whose outputs must be the same after reloading
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.15, "fp16": 0.02}  # of logits; 16-bit runs are compared with the fp32 weights they hand on
+TOLERANCE = {
+    "fp32": 1e-4,
+    "bf16": 0.15,
+    "fp16": 0.02,
+}  # of logits; 16-bit runs are compared with the fp32 weights they hand on
 
 
 def finish(context: Context, trained: Trained) -> Result:
@@ -79,13 +83,15 @@ def write_artifact(context: Context, trained: Trained, folder: Path, logits: Ten
         tolerance = TOLERANCE[context.training.precision if context.training.strategy in ZERO_STRATEGIES else "fp32"]
         if context.training.precision != "fp32":
             tolerance = TOLERANCE[context.training.precision]
-        verify(temporary, context.task, batch, logits, tolerance)
+        verify(temporary, context.task, batch, logits, tolerance, tokenizer=trained.tokenizer)
 
 
 def describe(context: Context, trained: Trained, predictions: Predictions, split: str, folder: Path) -> dict[str, Any]:
     """evaluation.json and predictions.json of the phase."""
     store = trained.stores[split]
-    evaluation = phase_evaluation(predictions, split=split, label_names=context.label_names or (), num_bytes_N=store.num_bytes)
+    evaluation = phase_evaluation(
+        predictions, split=split, label_names=context.label_names or (), num_bytes_N=store.num_bytes
+    )
     rows = list(range(min(32, len(store))))
     evaluation |= measure(folder, context.task, collate(store, rows, trained.data.pad_id), device=context.device)
     evaluation["size"] = size(folder)
@@ -101,12 +107,26 @@ def record(context: Context, trained: Trained, evaluation: dict[str, Any], folde
     phase = manifest.phases[context.name]
     lineage: list[dict[str, Any]] = []
     for value in phase["inputs"].values():
-        before = Artifact.read(context.artifacts[value["phase"]]).lineage if "phase" in value else [{"model": value["model"]}]
+        before = (
+            Artifact.read(context.artifacts[value["phase"]]).lineage
+            if "phase" in value
+            else [{"model": value["model"]}]
+        )
         lineage += [step for step in before if step not in lineage]
-    step = {"phase": context.name, "kind": phase["kind"], "inputs": phase["inputs"], "steps": trained.outcome.progress.step}
+    step = {
+        "phase": context.name,
+        "kind": phase["kind"],
+        "inputs": phase["inputs"],
+        "steps": trained.outcome.progress.step,
+    }
     recipe = phase["settings"]["model"]
     bases = [name for name in (recipe.get("package"), recipe.get("name")) if name]
-    inherited = [name for value in phase["inputs"].values() if "phase" in value for name in _bases(context.artifacts[value["phase"]])]
+    inherited = [
+        name
+        for value in phase["inputs"].values()
+        if "phase" in value
+        for name in _bases(context.artifacts[value["phase"]])
+    ]
     return write_passport(
         folder,
         task=context.task,

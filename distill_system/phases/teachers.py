@@ -15,6 +15,7 @@ from distill_system.evaluation.metrics import chance
 from distill_system.evaluation.predict import predict
 from distill_system.files import folder_atomic
 from distill_system.models.alignment import align_labels, check_tokenizers, cut_vocabulary
+from distill_system.models.common import auto_class
 from distill_system.models.pretrained import Pretrained
 from distill_system.models.streaming import tensor_locations
 from distill_system.phases.base import Context, data_module
@@ -23,7 +24,9 @@ from distill_system.training import teachers
 from distill_system.training.strategy import DTYPE
 
 
-def load_teacher(name: str, settings: TeacherSettings, context: Context, student: nn.Module, tokenizer: Any) -> teachers.Teacher:
+def load_teacher(
+    name: str, settings: TeacherSettings, context: Context, student: nn.Module, tokenizer: Any
+) -> teachers.Teacher:
     """Loads a teacher onto this rank, whole or as this rank's share of it.
 
     Raises:
@@ -76,7 +79,9 @@ def is_native(folder: Path, task: str) -> bool:
 def read_config(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoConfig.from_pretrained(folder, local_files_only=True), AutoTokenizer.from_pretrained(
+        folder, local_files_only=True
+    )
 
 
 def make(config: Any, task: str) -> nn.Module:
@@ -85,14 +90,6 @@ def make(config: Any, task: str) -> nn.Module:
 
 def load(folder: Path, task: str) -> nn.Module:
     return auto_class(task).from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-
-
-def auto_class(task: str) -> Any:
-    import transformers
-
-    from distill_system.artifacts import AUTO_CLASSES
-
-    return getattr(transformers, AUTO_CLASSES[task])
 
 
 def alignment(
@@ -108,13 +105,16 @@ def alignment(
             return problems, None
         index_C = torch.tensor(aligned.order, device=context.device)
         return [], lambda logits_BC: logits_BC.index_select(-1, index_C)
-    known, width = min(len(teacher_tokenizer), len(tokenizer)), student_config.vocab_size
+    width = student_config.vocab_size
+    known = min(len(teacher_tokenizer), len(tokenizer), width)
     if teacher_config.vocab_size == width == known:
         return problems, None
     return problems, lambda logits_BTV: cut_vocabulary(logits_BTV, known, width)
 
 
-def warn_of_poor_teachers(context: Context, loaded: Mapping[str, teachers.Teacher], stores: Stores, tokenizer: Any) -> None:
+def warn_of_poor_teachers(
+    context: Context, loaded: Mapping[str, teachers.Teacher], stores: Stores, tokenizer: Any
+) -> None:
     """Measures each teacher once before it teaches; one that is no better than chance is a warning in the report, for it teaches noise."""
     split = "validation" if "validation" in stores else "test"
     if split not in stores:
@@ -122,17 +122,32 @@ def warn_of_poor_teachers(context: Context, loaded: Mapping[str, teachers.Teache
     data = data_module(context, stores, tokenizer, start_step=0, total_steps=0)
     for name, teacher in loaded.items():
         predictions = predict(
-            teacher, data.evaluation_batches(split), context.task, context.device, modules=[teacher.module], samples=len(stores[split])
+            teacher,
+            data.evaluation_batches(split),
+            context.task,
+            context.device,
+            modules=[teacher.module],
+            samples=len(stores[split]),
         )
         store = stores[split]
-        figures = phase_evaluation(predictions, split=split, label_names=context.label_names or (), num_bytes_N=store.num_bytes)
+        figures = phase_evaluation(
+            predictions, split=split, label_names=context.label_names or (), num_bytes_N=store.num_bytes
+        )
         metrics = figures["metrics"]
         if context.task == "classification":
             assert predictions.labels_N is not None
             said, limit = metrics["accuracy"], chance(predictions.labels_N)
-            poor, words = said is not None and said <= limit, f"accuracy {said}, always naming the commonest class gives {limit:.3f}"
+            poor, words = (
+                said is not None and said <= limit,
+                f"accuracy {said}, always naming the commonest class gives {limit:.3f}",
+            )
         else:
             said, limit = metrics["perplexity"], float(predictions.classes)
-            poor, words = said is not None and said >= limit, f"perplexity {said}, guessing among all words gives {limit:.0f}"
+            poor, words = (
+                said is not None and said >= limit,
+                f"perplexity {said}, guessing among all words gives {limit:.0f}",
+            )
         if poor:
-            context.warnings.append(f"teacher {name} is no better than chance on the {split} rows ({words}): what it teaches is noise")
+            context.warnings.append(
+                f"teacher {name} is no better than chance on the {split} rows ({words}): what it teaches is noise"
+            )

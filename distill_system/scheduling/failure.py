@@ -70,10 +70,17 @@ def first_failure(files: list[Path], codes: list[int | None]) -> Failure:
     told = [Failure(**json.loads(path.read_text())) for path in files if path.is_file()]
     # Ranks that lost a peer complain of the connection; the one with another story was first, whatever the clocks say.
     told.sort(key=lambda failure: (failure.time, failure.rank))
-    silent = [(rank, code) for rank, code in enumerate(codes) if code is not None and code < 0 and code != -signal.SIGKILL]
+    silent = [
+        (rank, code) for rank, code in enumerate(codes) if code is not None and code < 0 and code != -signal.SIGKILL
+    ]
     if told:
         return told[0]
     for rank, code in silent or [(rank, code) for rank, code in enumerate(codes) if code is not None and code < 0]:
         name = signal.Signals(-code).name
-        return Failure("killed", f"rank {rank} was killed by {name}; the same command goes on from the last checkpoint", FAILED, rank=rank)
+        return Failure(
+            "killed",
+            f"rank {rank} was killed by {name}; the same command goes on from the last checkpoint",
+            FAILED,
+            rank=rank,
+        )
     return Failure("crashed", f"a rank ended with status {codes}", FAILED)

@@ -46,7 +46,7 @@ def launch(folder: Path, *, ranks: int, threads: int | None, shutdown_timeout_s:
         context = start_processes(
             name="distill",
             entrypoint=sys.executable,
-            args={rank: arguments for rank in range(ranks)},
+            args=dict.fromkeys(range(ranks), arguments),
             envs={rank: environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)},
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
@@ -97,7 +97,10 @@ def _signal_all(context: Any, number: signal.Signals) -> None:
 def _tell(failure: Failure, signalled: Signalled) -> int:
     """Prints the first failure, once, and gives the status for it."""
     if signalled.count and failure.kind == "killed":
-        print("The run was stopped before all ranks had saved; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print(
+            "The run was stopped before all ranks had saved; the same command goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
         return 1
     print(failure.text, file=sys.stderr, flush=True)
     return failure.status
@@ -122,6 +125,8 @@ def given_ranks() -> int | None:
     """How many ranks torchrun or srun has started this process among; None where it stands alone."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
-    if "SLURM_PROCID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:  # set by srun, not in the batch script itself
+    if (
+        "SLURM_PROCID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ
+    ):  # set by srun, not in the batch script itself
         return int(os.environ["SLURM_STEP_NUM_TASKS"])
     return None

@@ -25,7 +25,9 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise refuse("run.name", f"is '{folder.name}', which {holder} is working on; wait for it, or choose another run.name") from None
+            raise refuse(
+                "run.name", f"is '{folder.name}', which {holder} is working on; wait for it, or choose another run.name"
+            ) from None
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

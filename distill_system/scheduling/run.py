@@ -22,7 +22,9 @@ from distill_system.verdict import first_failed_gate
 def composed(overrides: Sequence[str], config_dir: str | None) -> tuple[dict[str, Any], list[Problem]]:
     """The config and all its problems."""
     if config_dir is not None:
-        sys.path.insert(0, str(Path(config_dir).expanduser().resolve()))  # a user's own modules lie beside the user's config
+        sys.path.insert(
+            0, str(Path(config_dir).expanduser().resolve())
+        )  # a user's own modules lie beside the user's config
     composition = compose(overrides, config_dir)
     config = composition.config
     if config["run"].get("name") is None:
@@ -54,9 +56,13 @@ def run_here(config: dict[str, Any], command: str, prepare: Any = None) -> int:
         if is_finished(config, manifest) or first_failed_gate(config, manifest):
             return show_finished(folder, config, manifest)
         if training.nodes > 1:
-            problem = Problem("training.nodes", f"is {training.nodes}: several nodes are started by srun or torchrun, not from here")
+            problem = Problem(
+                "training.nodes", f"is {training.nodes}: several nodes are started by srun or torchrun, not from here"
+            )
             raise Refusal([problem])
-        return launch(folder, ranks=training.devices, threads=training.threads, shutdown_timeout_s=settings.shutdown_timeout_s)
+        return launch(
+            folder, ranks=training.devices, threads=training.threads, shutdown_timeout_s=settings.shutdown_timeout_s
+        )
 
 
 def prepare_folder(folder: Path, config: dict[str, Any], command: str) -> Manifest:
@@ -84,7 +90,9 @@ def show_finished(folder: Path, config: dict[str, Any], manifest: Manifest) -> i
 
     report = folder / "report" / "index.html"
     failed = first_failed_gate(config, manifest)
-    summary_table({"run": manifest.run, "phases": manifest.phases}, report if report.is_file() else write_report(folder))
+    summary_table(
+        {"run": manifest.run, "phases": manifest.phases}, report if report.is_file() else write_report(folder)
+    )
     if failed:
         print(failed)
         return 3
@@ -127,7 +135,16 @@ def run_as_rank(overrides: list[str], config_dir: str | None, ranks: int, comman
 
 def _ticket(folder: Path) -> Path:
     """A file by which rank 0 tells the other ranks of this very start how it went; its name belongs to the start, not to the run."""
-    start = "-".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
+    start = "-".join(
+        os.environ.get(name, "")
+        for name in (
+            "TORCHELASTIC_RUN_ID",
+            "SLURM_JOB_ID",
+            "SLURM_STEP_ID",
+            "MASTER_PORT",
+            "TORCHELASTIC_RESTART_COUNT",
+        )
+    )
     return folder / f".start-{start.strip('-').replace('/', '_')}"
 
 

@@ -1,12 +1,12 @@
 """Teacher against student: which models a run has, and how each student's figures stand to its teacher's."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distill_system.tracking.figures import (
     METRICS,
-    Quality,
     is_number,
     megabytes,
     metric_names,
@@ -36,19 +36,29 @@ class Model:
     def figures(self) -> dict[str, float]:
         """What can be compared with a teacher: words -> value."""
         batch_1 = self.latency.get("batch_1") or {}
-        found = {"size": self.size.get("size_bytes"), "parameters": self.size.get("parameters"), "latency": batch_1.get("p50_ms")}
+        found = {
+            "size": self.size.get("size_bytes"),
+            "parameters": self.size.get("parameters"),
+            "latency": batch_1.get("p50_ms"),
+        }
         return {key: float(value) for key, value in found.items() if is_number(value) and value > 0}
 
 
 def teachers_of(run: "Run", phase: str) -> dict[str, dict[str, Any]]:
-    """Name -> input of each teacher of a phase. A phase's `inputs` say where a teacher comes from; its settings which of them are teachers."""
+    """Name -> input (`phase` or `model`) of each teacher of a phase.
+
+    An input's key is a config key below the phase (`teachers.main.phase`) or the teacher's bare name; which names are teachers say the settings,
+    else the evaluation. A phase that says neither was taught by the phases it takes, unless it is a finetune.
+    """
     entry = run.phases[phase]
-    inputs = {str(name).rpartition(".")[2]: source for name, source in (entry.get("inputs") or {}).items() if isinstance(source, dict)}
-    named = (entry.get("settings") or {}).get("teachers") or {}
-    named = named or (run.evaluations.get(phase) or {}).get("teachers") or {}
-    found = {name: inputs.get(name) or (named[name] if isinstance(named[name], dict) else {}) for name in named}
+    inputs = {str(key): source for key, source in (entry.get("inputs") or {}).items() if isinstance(source, dict)}
+    named = (entry.get("settings") or {}).get("teachers") or (run.evaluations.get(phase) or {}).get("teachers") or {}
+    found = {}
+    for name, setting in named.items():
+        keys = (name, f"teachers.{name}", f"teachers.{name}.phase", f"teachers.{name}.model")
+        found[name] = next((inputs[key] for key in keys if key in inputs), setting if isinstance(setting, dict) else {})
     if not found and entry.get("kind") not in (None, "finetune"):
-        found = {name: source for name, source in inputs.items() if source.get("phase") in run.phases}
+        found = {key: source for key, source in inputs.items() if source.get("phase") in run.phases}
     return {name: source for name, source in found.items() if source.get("phase") != phase}
 
 
@@ -70,7 +80,9 @@ def teacher_models(run: "Run", phase: str) -> list[tuple[str, Model]]:
             found.append((name, model_of(run, source["phase"])))
         else:
             metrics = {k: v for k, v in (own.get(name) or {}).items() if k != "chance"}
-            found.append((name, Model(mask_text(str(source.get("model") or name)), "teacher from outside", metrics, {}, {})))
+            found.append(
+                (name, Model(mask_text(str(source.get("model") or name)), "teacher from outside", metrics, {}, {}))
+            )
     return found
 
 
@@ -81,7 +93,11 @@ def verdict(student: Model, teacher: Model) -> str:
     if mine and theirs and mine.name == theirs.name and theirs.value:
         against = f"({mine.shown} against {theirs.shown})"
         share = mine.value / theirs.value
-        keeps = f"keeps {100 * share:.1f}\u00a0% of {teacher.name}’s {mine.label}" if mine.higher_is_better else f"has {share:.2f} times {teacher.name}’s {mine.label}"
+        keeps = (
+            f"{'keeps' if share < 1.0005 else 'reaches'} {100 * share:.1f}\u00a0% of {teacher.name}’s {mine.label}"
+            if mine.higher_is_better
+            else f"has {share:.2f} times {teacher.name}’s {mine.label}"
+        )
         parts.append(f"{keeps} {against}")
     a, b = student.figures, teacher.figures
     if "size" in a and "size" in b:
@@ -89,13 +105,29 @@ def verdict(student: Model, teacher: Model) -> str:
     if "latency" in a and "latency" in b:
         faster = b["latency"] / a["latency"]
         parts.append(
-            "is as fast" if 0.95 < faster < 1.05 else f"answers {faster:.1f} times as fast" if faster > 1 else f"takes {1 / faster:.1f} times as long"
+            "is as fast"
+            if 0.95 < faster < 1.05
+            else f"answers {faster:.1f} times as fast"
+            if faster > 1
+            else f"takes {1 / faster:.1f} times as long"
         )
     return f"{student.name} " + _listed(parts) + "." if parts else ""
 
 
 def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _metric(name: str) -> Callable[[Model], Any]:
+    return lambda model: model.metrics.get(name)
+
+
+def _figure(name: str) -> Callable[[Model], Any]:
+    return lambda model: model.figures.get(name)
+
+
+def _width(value: float, longest: float) -> float:
+    return round(100 * max(0.0, value) / longest, 1)
 
 
 def comparison(run: "Run") -> dict[str, Any]:
@@ -111,7 +143,7 @@ def comparison(run: "Run") -> dict[str, Any]:
     columns: list[tuple[str, str, Callable[[Model], Any], Callable[[Any], str]]] = []
     for name in metrics:
         label = METRICS[name].label if name in METRICS else name
-        columns.append((label, "", lambda m, n=name: m.metrics.get(n), lambda v, n=name: metric_words(n, v)))
+        columns.append((label, "", _metric(name), functools.partial(metric_words, name)))
     columns += [
         ("size", "", lambda m: m.size.get("size_bytes"), megabytes),
         ("parameters", "", lambda m: m.size.get("parameters"), quantity),
@@ -133,8 +165,19 @@ def comparison(run: "Run") -> dict[str, Any]:
         if is_number(nonzeros) and is_number(parameters) and nonzeros < 0.995 * parameters:
             at = [c[0] for c in columns].index("parameters")
             cells[at]["sub"] = f"{cells[at]['sub']} · {quantity(nonzeros)} not 0".strip(" ·")
-        rows.append({"name": name, "kind": model.kind, "teacher": partner[name].name if name in partner else "", "cells": cells})
+        rows.append(
+            {"name": name, "kind": model.kind, "teacher": partner[name].name if name in partner else "", "cells": cells}
+        )
     return {"columns": [(label, hint) for label, hint, _, _ in columns], "rows": rows if columns else []}
+
+
+def chance_words(run: "Run") -> str:
+    """What a model that always says the commonest label would reach: without it an accuracy says little."""
+    for evaluation in run.evaluations.values():
+        for figures in (evaluation.get("teachers") or {}).values():
+            if evaluation.get("task") == "classification" and is_number(figures.get("chance")):
+                return f"Always saying the commonest label would have an accuracy of {metric_words('accuracy', figures['chance'])}."
+    return ""
 
 
 def pairs(run: "Run") -> list[dict[str, Any]]:
@@ -143,7 +186,10 @@ def pairs(run: "Run") -> list[dict[str, Any]]:
     for phase in run.phases:
         student = model_of(run, phase)
         for name, teacher in teacher_models(run, phase):
-            groups = [_bars(label, hint, student, teacher, value, words) for label, hint, value, words in _compared(student, teacher)]
+            groups = [
+                _bars(label, hint, student, teacher, value, words)
+                for label, hint, value, words in _compared(student, teacher)
+            ]
             agreement = ((run.evaluations.get(phase) or {}).get("teacher") or {}).get(name) or {}
             words = []
             if is_number(agreement.get("agreement")):
@@ -151,7 +197,15 @@ def pairs(run: "Run") -> list[dict[str, Any]]:
             if is_number(agreement.get("kl")):
                 words.append(f"KL divergence {short_number(agreement['kl'])} nats")
             if groups:
-                found.append({"student": phase, "teacher": teacher.name, "groups": groups, "agreement": ", ".join(words), "verdict": verdict(student, teacher)})
+                found.append(
+                    {
+                        "student": phase,
+                        "teacher": teacher.name,
+                        "groups": groups,
+                        "agreement": ", ".join(words),
+                        "verdict": verdict(student, teacher),
+                    }
+                )
     return found
 
 
@@ -160,22 +214,27 @@ def _compared(student: Model, teacher: Model) -> list[tuple[str, str, Callable[[
     found: list[tuple[str, str, Callable[[Model], Any], Callable[[Any], str]]] = []
     if mine and theirs and mine.name == theirs.name:
         hint = "higher is better" if mine.higher_is_better else "lower is better"
-        found.append((mine.label, hint, lambda m: m.metrics.get(mine.name), lambda v: Quality(mine.name, v).shown))
-    rest = (("size", "on disk", megabytes), ("parameters", "", quantity), ("latency", "p50, batch 1", lambda v: f"{short_number(v)} ms"))
+        found.append((mine.label, hint, _metric(mine.name), functools.partial(metric_words, mine.name)))
+    rest = (
+        ("size", "on disk", megabytes),
+        ("parameters", "", quantity),
+        ("latency", "p50, batch 1", lambda v: f"{short_number(v)} ms"),
+    )
     for key, hint, words in rest:
         if key in student.figures and key in teacher.figures:
-            found.append((key, hint, lambda m, k=key: m.figures.get(k), words))
+            found.append((key, hint, _figure(key), words))
     return found
 
 
-def _bars(label: str, hint: str, student: Model, teacher: Model, get: Callable[[Model], Any], words: Callable[[Any], str]) -> dict[str, Any]:
+def _bars(
+    label: str, hint: str, student: Model, teacher: Model, get: Callable[[Model], Any], words: Callable[[Any], str]
+) -> dict[str, Any]:
     mine, theirs = get(student), get(teacher)
     longest = max(mine, theirs) or 1
-    width = lambda value: round(100 * max(0.0, value) / longest, 1)  # noqa: E731
     return {
         "label": label, "hint": hint, "relative": f"{100 * mine / theirs:.0f} %" if theirs else "", "percent": 100 * mine / theirs if theirs else 0.0,
-        "bars": [{"who": teacher.name, "role": "teacher", "width": width(theirs), "words": words(theirs)},
-                 {"who": student.name, "role": "student", "width": width(mine), "words": words(mine)}],
+        "bars": [{"who": teacher.name, "role": "teacher", "width": _width(theirs, longest), "words": words(theirs)},
+                 {"who": student.name, "role": "student", "width": _width(mine, longest), "words": words(mine)}],
     }  # fmt: skip
 
 
@@ -185,6 +244,8 @@ def glance_bars(run: "Run") -> tuple[list[str], list[float], list[str]] | None:
     if not found:
         return None
     groups = found[-1]["groups"]
-    return [g["label"] for g in groups], [g["percent"] for g in groups], [f"{g['relative']}  ({g['bars'][1]['words']})" for g in groups]
-
-
+    return (
+        [g["label"] for g in groups],
+        [g["percent"] for g in groups],
+        [f"{g['relative']}  ({g['bars'][1]['words']})" for g in groups],
+    )

@@ -13,16 +13,31 @@ def disagreements(predictions: dict[str, dict[str, Any]], teachers: dict[str, li
     found = []
     for phase, content in predictions.items():
         labels = [str(label) for label in content.get("labels") or []]
-        rows = [row for row in content.get("rows") or [] if isinstance(row, dict) and row.get("teacher_prediction") is not None]
+        rows = [
+            row
+            for row in content.get("rows") or []
+            if isinstance(row, dict) and row.get("teacher_prediction") is not None
+        ]
         apart = [row for row in rows if row.get("prediction") != row["teacher_prediction"]]
         if not apart:
             continue
         right = {"student": 0, "teacher": 0, "neither": 0}
         for row in apart:
             if _word(row.get("label"), labels) is not None:
-                winner = "student" if row.get("prediction") == row["label"] else "teacher" if row["teacher_prediction"] == row["label"] else "neither"
+                winner = (
+                    "student"
+                    if row.get("prediction") == row["label"]
+                    else "teacher"
+                    if row["teacher_prediction"] == row["label"]
+                    else "neither"
+                )
                 right[winner] += 1
-        apart.sort(key=lambda row: (-_number(row.get("confidence")) - _number(row.get("teacher_confidence")), str(row.get("id"))))
+        apart.sort(
+            key=lambda row: (
+                -_number(row.get("confidence")) - _number(row.get("teacher_confidence")),
+                str(row.get("id")),
+            )
+        )
         names = teachers.get(phase) or []
         found.append(
             {

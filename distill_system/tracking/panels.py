@@ -1,5 +1,6 @@
 """Which figures a run's report has: curves from its journal, calibration and confusion from its evaluations."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,11 @@ def _joined(run: "Run", key: str, starts: dict[str, int]) -> Curve:
 
 
 def _events(run: "Run", phase: str, event: str) -> list[float]:
-    return [float(line["step"]) for line in run.lines if line.get("phase") == phase and line.get("event") == event and is_number(line.get("step"))]
+    return [
+        float(line["step"])
+        for line in run.lines
+        if line.get("phase") == phase and line.get("event") == event and is_number(line.get("step"))
+    ]
 
 
 def curve_panels(run: "Run") -> list[Panel]:
@@ -67,14 +72,35 @@ def curve_panels(run: "Run") -> list[Panel]:
     def add(file: str, title: str, caption: str, curves: list[Curve], marks: Marks, **options: Any) -> None:
         curves = [curve for curve in curves if any(value == value for value in curve.values)]
         if curves:
-            panels.append(Panel("curves", file, title, caption, lambda: plots.curves(curves, marks, **options)))
+            panels.append(
+                Panel("curves", file, title, caption, functools.partial(plots.curves, curves, marks, **options))
+            )
 
     parts = sorted({key for line in run.lines for key in line if key == "loss" or key.startswith("loss/")})
     for phase in present:
-        keys = sorted({key for line in run.lines if line.get("phase") == phase for key in line if key == "loss" or key.startswith("loss/")})
+        keys = sorted(
+            {
+                key
+                for line in run.lines
+                if line.get("phase") == phase
+                for key in line
+                if key == "loss" or key.startswith("loss/")
+            }
+        )
         if keys == ["loss", f"loss/{keys[-1].partition('/')[2]}"]:
-            keys = keys[1:] if journal.series(run.lines, phase, keys[1])[1] == journal.series(run.lines, phase, "loss")[1] else keys
-        curves = [Curve("total" if key == "loss" else key.partition("/")[2], *journal.series(run.lines, phase, key), parts.index(key)) for key in keys]
+            keys = (
+                keys[1:]
+                if journal.series(run.lines, phase, keys[1])[1] == journal.series(run.lines, phase, "loss")[1]
+                else keys
+            )
+        curves = [
+            Curve(
+                "total" if key == "loss" else key.partition("/")[2],
+                *journal.series(run.lines, phase, key),
+                parts.index(key),
+            )
+            for key in keys
+        ]
         marks = Marks(resumed=_events(run, phase, "resume"), bad=_events(run, phase, "bad_step"))
         title = f"Loss of {phase}" + (f": {curves[0].name}" if len(curves) == 1 and curves[0].name != "total" else "")
         dense = "thick: running mean" if any(len(curve.values) > 40 for curve in curves) else ""
@@ -85,10 +111,18 @@ def curve_panels(run: "Run") -> list[Panel]:
     for name in dict.fromkeys([*names[:1], *[n for n in names if n == "nll"]]):
         label = METRICS[name].label if name in METRICS else name.replace("_", " ")
         per_phase = {p: journal.series(run.lines, p, f"valid/{name}") for p in present}
-        curves = [Curve(p, [starts[p] + step for step in steps], values) for p, (steps, values) in per_phase.items() if steps]
+        curves = [
+            Curve(p, [starts[p] + step for step in steps], values) for p, (steps, values) in per_phase.items() if steps
+        ]
         add(f"valid_{_file(name)}", f"Validation: {label}", "", curves, across, smoothed=False, named=False)
     add("lr", "Learning rate", "", [_joined(run, "lr", starts)], across, smoothed=False, log=False)
-    add("grad_norm", "Gradient norm", _notes("", Marks(resumed=resumed, bad=bad), where=False), [_joined(run, "grad_norm", starts)], Marks(begin, resumed, bad))
+    add(
+        "grad_norm",
+        "Gradient norm",
+        _notes("", Marks(resumed=resumed, bad=bad), where=False),
+        [_joined(run, "grad_norm", starts)],
+        Marks(begin, resumed, bad),
+    )
     return panels
 
 
@@ -113,17 +147,39 @@ def _file(name: str) -> str:
 def evaluation_panels(run: "Run") -> list[Panel]:
     panels = []
     for phase, found in run.evaluations.items():
-        bins = [b for b in (found.get("calibration") or {}).get("bins") or [] if is_number(b.get("confidence")) and is_number(b.get("accuracy"))]
+        bins = [
+            b
+            for b in (found.get("calibration") or {}).get("bins") or []
+            if is_number(b.get("confidence")) and is_number(b.get("accuracy"))
+        ]
         if any(b.get("count") for b in bins):
             ece = (found.get("metrics") or {}).get("ece")
             caption = f"expected calibration error {metric_words('ece', ece)}" if is_number(ece) else ""
-            panels.append(Panel("calibration", f"calibration_{_file(phase)}", f"Calibration of {phase}", caption, lambda b=bins: plots.calibration(b)))
+            panels.append(
+                Panel(
+                    "calibration",
+                    f"calibration_{_file(phase)}",
+                    f"Calibration of {phase}",
+                    caption,
+                    functools.partial(plots.calibration, bins),
+                )
+            )
         confusion = found.get("confusion") or {}
         labels, matrix = [str(label) for label in confusion.get("labels") or []], confusion.get("matrix") or []
         if labels and len(matrix) == len(labels):
             few = len(labels) > plots.MOST_LABELS
-            caption = f"the {plots.MOST_LABELS} most mistaken of {len(labels)} labels" if few else "shade: share of the true label’s rows"
-            panels.append(Panel("confusion", f"confusion_{_file(phase)}", f"Confusion of {phase}", caption, lambda a=labels, m=matrix: plots.confusion(a, m)))
+            caption = (
+                f"the {plots.MOST_LABELS} most mistaken of {len(labels)} labels"
+                if few
+                else "shade: share of the true label’s rows"
+            )
+            panels.append(
+                Panel(
+                    "confusion",
+                    f"confusion_{_file(phase)}",
+                    f"Confusion of {phase}",
+                    caption,
+                    functools.partial(plots.confusion, labels, matrix),
+                )
+            )
     return panels
-
-

@@ -1,24 +1,12 @@
-"""Figures of the report as inline SVG that follows the page's light or dark colours, and as PNG files.
+"""The drawings of the report. They are small multiples (one column on a telephone, three on a desk), so that their text can be read on both."""
 
-Each figure is drawn once. Its colours are names in disguise: the SVG's hex values are replaced by the page's CSS variables afterwards, so
-that text, axes and curves turn with `prefers-color-scheme`; the PNG keeps the light values. Figures are small multiples (one column on a
-telephone, three on a desk), which keeps their text readable at both widths. matplotlib's pyplot is not used: no global state.
-"""
-
-import contextlib
-import io
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-INK, MUTED, FAINT, PAPER, ALARM = "#1f2329", "#5c6570", "#d9dde2", "#fefefd", "#b3261e"
-# Told apart with every common colour blindness, and readable as text on white.
-SERIES = ("#0067a8", "#b84a00", "#00785c", "#9b3a76", "#6a5acd", "#7a6a00")
-VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", PAPER: "--paper", ALARM: "--alarm"}
-VARIABLES |= {colour: f"--s{number}" for number, colour in enumerate(SERIES, start=1)}
-WIDTH, HEIGHT = 4.5, 2.9  # inches; about 390 CSS pixels wide
+from distill_system.tracking.pictures import ALARM, HEIGHT, INK, MUTED, SERIES, WIDTH, new_figure
+
 POINTS = 320  # a curve has no more: the screen has no more
 
 
@@ -41,29 +29,16 @@ class Marks:
     bad: list[float] = field(default_factory=list)
 
 
-@contextlib.contextmanager
-def style() -> Iterator[None]:
-    import matplotlib
-
-    settings: dict[str, Any] = {
-        "font.family": "DejaVu Sans", "font.size": 9.8, "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "distill",
-        "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
-        "xtick.color": MUTED, "ytick.color": MUTED, "text.color": INK, "axes.grid": False, "grid.color": FAINT, "grid.linewidth": 0.8,
-        "figure.facecolor": PAPER, "axes.facecolor": "none", "savefig.facecolor": PAPER, "lines.solid_capstyle": "round",
-        "axes.unicode_minus": False, "axes.formatter.useoffset": False,
-    }  # fmt: skip
-    with matplotlib.rc_context(settings):
-        yield
-
-
-def _figure(width: float = WIDTH, height: float = HEIGHT) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def shorten_all(names: Sequence[str], limit: int) -> list[str]:
+    """Short names that still differ: the beginnings, or the ends where the beginnings are alike."""
+    beginnings = [shorten(name, limit) for name in names]
+    if len(set(beginnings)) == len(set(names)):
+        return beginnings
+    return [name if len(name) <= limit else "…" + name[1 - limit :] for name in names]
 
 
 def thin(curve: Curve, points: int = POINTS) -> Curve:
@@ -88,9 +63,15 @@ def smooth(curve: Curve) -> Curve:
     return Curve(curve.name, curve.steps, [(sums[b] - sums[a]) / (b - a) for a, b in spans])
 
 
-def curves(curve_list: list[Curve], marks: Marks | None = None, log: bool | None = None, smoothed: bool = True, named: bool = True) -> Any:
+def curves(
+    curve_list: list[Curve],
+    marks: Marks | None = None,
+    log: bool | None = None,
+    smoothed: bool = True,
+    named: bool = True,
+) -> Any:
     """Curves over steps, each named at its own end; `log=None` chooses a logarithmic axis where values span more than a factor 50."""
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     numbered = [Curve(c.name, *_finite(c), at if c.colour is None else c.colour) for at, c in enumerate(curve_list)]
     shown = [curve for curve in numbered if len(curve.steps)]
@@ -172,7 +153,9 @@ def _end_labels(axes: Any, shown: list[Curve]) -> None:
     axes.get_xlim(), axes.get_ylim()  # settles the limits, which are lazy
     last = [(smooth(c) if len(c.values) > 40 else c).values[-1] for c in shown]
     to_share = axes.transAxes.inverted()
-    heights = [to_share.transform(axes.transData.transform((c.steps[-1], v)))[1] for c, v in zip(shown, last, strict=True)]
+    heights = [
+        to_share.transform(axes.transData.transform((c.steps[-1], v)))[1] for c, v in zip(shown, last, strict=True)
+    ]
     places = spread(heights, gap=0.085)
     for i, curve in enumerate(shown):
         axes.annotate(
@@ -185,7 +168,9 @@ def _draw_marks(axes: Any, marks: Marks) -> None:
         across = axes.get_xaxis_transform()
         for step, name in marks.phases:
             axes.axvline(step, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-            axes.text(step, 1.02, f" {shorten(name, 12)}", transform=across, color=MUTED, fontsize=8.5, va="bottom", ha="left")
+            axes.text(
+                step, 1.02, f" {shorten(name, 12)}", transform=across, color=MUTED, fontsize=8.5, va="bottom", ha="left"
+            )
     for steps, symbol, colour in ((marks.resumed, "^", INK), (marks.bad, "x", ALARM)):
         if steps:
             axes.plot(
@@ -195,7 +180,7 @@ def _draw_marks(axes: Any, marks: Marks) -> None:
 
 def calibration(bins: list[dict[str, Any]]) -> Any:
     """Accuracy against confidence; a dot's area is the share of rows in its bin, the thin line its gap to the diagonal."""
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
     full = [b for b in bins if b.get("count")]
@@ -233,19 +218,36 @@ def confusion(labels: list[str], matrix: list[list[float]]) -> Any:
 
     chosen = confused(labels, matrix)
     size = len(chosen)
-    figure = _figure(height=HEIGHT if size <= 6 else WIDTH)
+    figure = new_figure(height=HEIGHT if size <= 6 else WIDTH)
     axes = figure.add_subplot()
     for y, i in enumerate(chosen):
         total = sum(matrix[i]) or 1
         for x, j in enumerate(chosen):
             share = matrix[i][j] / total
-            axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=SERIES[0], alpha=round(0.05 + 0.45 * share, 3), linewidth=0))
+            axes.add_patch(
+                Rectangle(
+                    (x - 0.48, y - 0.46),
+                    0.96,
+                    0.92,
+                    facecolor=SERIES[0],
+                    alpha=round(0.05 + 0.45 * share, 3),
+                    linewidth=0,
+                )
+            )
             if size <= 8:
-                axes.text(x, y, f"{matrix[i][j]:g}", ha="center", va="center", color=INK, fontsize=11 if size <= 4 else 8.5)
-    names = [shorten(str(labels[i]), 12 if size <= 8 else 9) for i in chosen]
+                axes.text(
+                    x, y, f"{matrix[i][j]:g}", ha="center", va="center", color=INK, fontsize=11 if size <= 4 else 8.5
+                )
+    names = shorten_all([str(labels[i]) for i in chosen], 12)
     slanted = size > 3 or max(map(len, names), default=0) > 9
-    axes.set_xticks(range(size), names, rotation=45 if slanted else 0, ha="right" if slanted else "center", fontsize=9 if size <= 8 else 7)
-    axes.set_yticks(range(size), names, fontsize=9 if size <= 8 else 7)
+    axes.set_xticks(
+        range(size),
+        names,
+        rotation=45 if slanted else 0,
+        ha="right" if slanted else "center",
+        fontsize=9 if size <= 8 else 8,
+    )
+    axes.set_yticks(range(size), names, fontsize=9 if size <= 8 else 8)
     axes.set_xlim(-0.5, size - 0.5)
     axes.set_ylim(size - 0.5, -0.5)
     axes.set_xlabel("said")
@@ -258,7 +260,7 @@ def confusion(labels: list[str], matrix: list[list[float]]) -> Any:
 
 def bars(names: list[str], values: list[float], label: str, words: list[str]) -> Any:
     """Horizontal bars with their values written beside them."""
-    figure = _figure(height=0.9 + 0.34 * len(names))
+    figure = new_figure(height=0.9 + 0.34 * len(names))
     axes = figure.add_subplot()
     axes.barh(range(len(names)), values, color=SERIES[0], alpha=0.8, height=0.62)
     for at, (value, word) in enumerate(zip(values, words, strict=True)):
@@ -273,7 +275,7 @@ def bars(names: list[str], values: list[float], label: str, words: list[str]) ->
 
 def scatter_lines(groups: list[tuple[str, list[float], list[float]]], x_label: str, y_label: str, log_x: bool) -> Any:
     """A metric over a swept number, one line for each group of the other settings."""
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     for number, (_, xs, ys) in enumerate(groups):
         axes.plot(xs, ys, color=SERIES[number % len(SERIES)], marker="o", markersize=4.5, linewidth=1.4)
@@ -293,35 +295,3 @@ def scatter_lines(groups: list[tuple[str, list[float], list[float]]], x_label: s
     axes.set_xlabel(shorten(x_label, 50))
     axes.set_ylabel(shorten(y_label, 40))
     return figure
-
-
-def png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def svg(figure: Any, name: str, title: str) -> str:
-    """The figure as an `<svg>` for the inside of a page: colours and font from the page, ids that don't clash, nothing from outside."""
-    from html import escape
-
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    box = re.search(r'viewBox="([^"]+)"', text)
-    assert box is not None
-    head = f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(title, quote=True)}">'
-    text = head + text[text.index(">") + 1 :]
-    text = text.replace("xlink:href", "href")
-    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font: (?:(?:italic|oblique|normal) )?(?:(\d+) )?([\d.]+px) [^;\"]*", _font, text)
-    for colour, variable in VARIABLES.items():
-        text = re.sub(colour, f"var({variable})", text, flags=re.IGNORECASE)
-    return text.strip()
-
-
-def _font(match: re.Match[str]) -> str:
-    weight = f"font-weight: {match[1]}; " if match[1] else ""
-    return f"{weight}font-size: {match[2]}"

@@ -1,6 +1,7 @@
 """What a person sees while a phase trains: a bar on a terminal, plain lines without one; and a table at the end."""
 
 import collections
+import contextlib
 import math
 import os
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as RichProgress, TextColumn
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from distill_system.files import read_json
 from distill_system.tracking.figures import duration, megabytes, quality, quantity, short_number
 
 PLAIN_EVERY_S = 10.0  # without a terminal: a line after this time,
@@ -29,11 +32,15 @@ class Progress:
         stream: where it is shown; None: stderr, so that stdout holds results only.
     """
 
-    def __init__(self, phase: str, total_steps: int | None, enabled: bool = True, stream: IO[str] | None = None) -> None:
+    def __init__(
+        self, phase: str, total_steps: int | None, enabled: bool = True, stream: IO[str] | None = None
+    ) -> None:
         self.phase, self.total, self.enabled = phase, total_steps, enabled
         self._stream = stream or sys.stderr
         self._figures: dict[str, float] = {}
-        self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=50)  # (time, step), for the time left
+        self._marks: collections.deque[tuple[float, int]] = collections.deque(
+            maxlen=50
+        )  # (time, step), for the time left
         self._step, self._said_step, self._said_at = 0, -1, -math.inf
         self._console = Console(file=self._stream, highlight=False)
         self._bar: RichProgress | None = None
@@ -46,7 +53,9 @@ class Progress:
                 refresh_per_second=4,
                 transient=True,
             )
-            self._task = self._bar.add_task(phase[: max(8, self._console.width // 4)], total=total_steps, text="starting")
+            self._task = self._bar.add_task(
+                phase[: max(8, self._console.width // 4)], total=total_steps, text="starting"
+            )
             self._bar.start()
 
     def update(self, step: int, figures: dict[str, Any] | None = None) -> None:
@@ -54,11 +63,15 @@ class Progress:
         if not self.enabled:
             return
         self._step = step
-        self._figures |= {k: float(v) for k, v in (figures or {}).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        self._figures |= {
+            k: float(v) for k, v in (figures or {}).items() if isinstance(v, int | float) and not isinstance(v, bool)
+        }
         now = time.monotonic()
         self._marks.append((now, step))
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, text=self.text(self._console.width - 2 * (self._console.width // 5)))
+            self._bar.update(
+                self._task, completed=step, text=self.text(self._console.width - 2 * (self._console.width // 5))
+            )
         elif self._due(now):
             self._say(now)
 
@@ -95,7 +108,9 @@ class Progress:
         if (left := self.seconds_left()) is not None:
             parts.append(f"{duration(left)} left")
         names = {"loss": "loss {}", "samples_per_s": "{} samples/s", "tokens_per_s": "{} tokens/s"}
-        parts += [words.format(short_number(self._figures[key])) for key, words in names.items() if key in self._figures]
+        parts += [
+            words.format(short_number(self._figures[key])) for key, words in names.items() if key in self._figures
+        ]
         while len(parts) > 1 and len("  ".join(parts)) > width:
             parts.pop()
         return "  ".join(parts)
@@ -155,17 +170,23 @@ def summary_table(
     latency: dict[str, dict[str, Any]] | None = None,
     stream: IO[str] | None = None,
 ) -> None:
-    """Prints what came out of each phase, and where the report lies.
+    """Prints what came out of each phase, its warnings, and where the report lies.
 
     Args:
         manifest: as in manifest.json.
-        report: path of report/index.html.
-        latency: of each phase as in its evaluation.json, if the caller has it; a phase's own `latency` in the manifest is used otherwise.
+        report: path of report/index.html; its run folder's evaluation.json files are asked where `latency` has no word on a phase.
+        latency: of each phase as in its evaluation.json, if the caller has it.
         stream: None: stdout.
     """
-    phases = {name: {**phase, **({"latency": latency[name]} if latency and name in latency else {})} for name, phase in manifest["phases"].items()}
-    print_rows(phase_rows({"phases": phases}), title=str(manifest.get("run", "")), stream=stream)
     out = stream or sys.stdout
+    phases = {name: dict(phase) for name, phase in manifest["phases"].items()}
+    for name, phase in phases.items():
+        if latency and name in latency:
+            phase["latency"] = latency[name]
+        elif report is not None:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                phase["latency"] = read_json(Path(report).parent.parent / name / "evaluation.json").get("latency")
+    print_rows(phase_rows({"phases": phases}), title=str(manifest.get("run", "")), stream=out)
     for name, phase in phases.items():
         for warning in phase.get("warnings") or []:
             print(f"warning ({name}): {warning}", file=out)
@@ -178,8 +199,11 @@ def print_rows(rows: list[dict[str, str]], title: str = "", stream: IO[str] | No
     out = stream or sys.stdout
     columns = [name for name in (rows[0] if rows else {}) if any(row[name] not in ("", "-") for row in rows)]
     widths = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
-    console = Console(file=out, highlight=False, **({} if _is_terminal(out) else {"width": sum(widths) + 3 * len(widths) + 4}))
+    width = None if _is_terminal(out) else sum(widths) + 3 * len(widths) + 4
+    console = Console(file=out, highlight=False, width=width)
     if rows and console.width < sum(widths) + 3 * len(widths) + 1:
+        if title:
+            print(title, file=out)
         for row in rows:
             print(row[columns[0]], file=out)
             for name in columns[1:]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from distill_system.errors import refuse
 from distill_system.files import folder_atomic
-from distill_system.tracking import journal, plots
+from distill_system.tracking import journal, pictures, plots
 from distill_system.tracking.comparison import glance_bars
 from distill_system.tracking.panels import Panel, figures
 from distill_system.tracking.secrets import mask
@@ -48,14 +48,18 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     manifest_path, config_path = folder / "manifest.json", folder / "config.yaml"
     if not manifest_path.is_file() and not config_path.is_file():
-        raise refuse("run", f"is '{folder}', which is no run folder: it has no manifest.json; give one such as runs/demo")
+        raise refuse(
+            "run", f"is '{folder}', which is no run folder: it has no manifest.json; give one such as runs/demo"
+        )
     manifest: dict[str, Any] = {"run": folder.name, "phases": {}}
     if manifest_path.is_file():
         found = _json_object(manifest_path)
         if found is None or not isinstance(found.get("phases", {}), dict):
             raise refuse("run", f"is '{folder}', whose manifest.json can't be read; it is not one that distill wrote")
         manifest |= found
-    run = Run(folder, str(manifest["run"]), manifest, journal.read(folder / "metrics.jsonl"), config=_config(config_path))
+    run = Run(
+        folder, str(manifest["run"]), manifest, journal.read(folder / "metrics.jsonl"), config=_config(config_path)
+    )
     for phase in run.phases:
         for store, name in ((run.evaluations, "evaluation.json"), (run.predictions, "predictions.json")):
             path = folder / phase / name
@@ -101,15 +105,19 @@ def write_report(run_folder: str | Path) -> Path:
     run = load_run(run_folder)
     target = run.folder / "report"
     with folder_atomic(target) as folder:
-        with plots.style():
+        with pictures.style():
             panels = draw(figures(run), folder)
             glance = glance_bars(run)
             if glance:
                 names, values, words = glance
-                (folder / "at_a_glance.png").write_bytes(plots.png(plots.bars(names, values, "relative to the teacher, %", words)))
+                (folder / "at_a_glance.png").write_bytes(
+                    pictures.png(plots.bars(names, values, "relative to the teacher, %", words))
+                )
         page = page_of(run) | {"panels": panels}
         (folder / "index.html").write_text(render("template.html.j2", page), encoding="utf-8", errors="replace")
-        (folder / "report.json").write_text(json.dumps(report_json(run), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(
+            json.dumps(report_json(run), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
     return target / "index.html"
 
 
@@ -120,8 +128,8 @@ def draw(panels: list[Panel], folder: Path) -> list[dict[str, str]]:
     shown = []
     for number, panel in enumerate(panels):
         figure = panel.draw()
-        (folder / f"{panel.file}.png").write_bytes(plots.png(figure))
-        picture = Markup(plots.svg(figure, f"f{number}", panel.title))  # noqa: S704 (matplotlib escapes what it writes)
+        (folder / f"{panel.file}.png").write_bytes(pictures.png(figure))
+        picture = Markup(pictures.svg(figure, f"f{number}", panel.title))
         shown.append({"group": panel.group, "title": panel.title, "caption": panel.caption, "svg": picture})
     return shown
 
@@ -139,5 +147,5 @@ def render(template: str, page: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
-    parts = {"policy": policy, "style": Markup(style), "script": Markup(script)}  # noqa: S704 (our own files)
+    parts = {"policy": policy, "style": Markup(style), "script": Markup(script)}
     return environment.get_template(template).render(page | parts)

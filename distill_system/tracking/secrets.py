@@ -6,7 +6,20 @@ from typing import Any
 
 MASK = "*****"
 SECRET_WORDS = frozenset(
-    {"key", "keys", "apikey", "token", "secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "auth"}
+    {
+        "key",
+        "keys",
+        "apikey",
+        "token",
+        "secret",
+        "secrets",
+        "password",
+        "passwd",
+        "passphrase",
+        "credential",
+        "credentials",
+        "auth",
+    }
 )
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _LOGIN_IN_ADDRESS = re.compile(r"(\w+://)[^/\s@]+@")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_system.files import folder_atomic, write_json
-from distill_system.tracking import journal, plots
+from distill_system.tracking import journal, pictures, plots
 from distill_system.tracking.comparison import model_of
 from distill_system.tracking.figures import METRICS, duration, is_number, megabytes, metric_words, quality, short_number
 from distill_system.tracking.panels import Panel
@@ -21,7 +21,7 @@ MOST_LINES = 6
 def as_dict(overrides: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     """`{"a": 1}` or `["a=1"]` as a dict; words that are numbers become numbers."""
     if not isinstance(overrides, Mapping):
-        overrides = dict((item.lstrip("+~").split("=", 1) + [""])[:2] for item in overrides)
+        overrides = dict(([*item.lstrip("+~").split("=", 1), ""])[:2] for item in overrides)
     return {str(key): _value(value) for key, value in mask(dict(overrides)).items()}
 
 
@@ -53,7 +53,13 @@ def sweep_rows(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 model = model_of(run, phase)
                 found = quality(model.metrics)
                 if found:
-                    row |= {"phase": phase, "metric": found.name, "value": found.value, "metrics": model.metrics, "size_bytes": model.size.get("size_bytes")}
+                    row |= {
+                        "phase": phase,
+                        "metric": found.name,
+                        "value": found.value,
+                        "metrics": model.metrics,
+                        "size_bytes": model.size.get("size_bytes"),
+                    }
                     row["latency_ms"] = model.figures.get("latency")
             seconds = [phase.get("seconds") for phase in run.phases.values() if is_number(phase.get("seconds"))]
             row["seconds"] = sum(seconds) if seconds else None
@@ -112,7 +118,12 @@ def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _best_words(rows: list[dict[str, Any]], best: dict[str, Any]) -> dict[str, str]:
     settings = ", ".join(f"{short} {best['overrides'].get(key)}" for key, short in short_keys(swept_keys(rows)).items())
-    return {"run": best["run"], "settings": settings, "metric": _label(rows), "value": metric_words(best["metric"], best["value"])}
+    return {
+        "run": best["run"],
+        "settings": settings,
+        "metric": _label(rows),
+        "value": metric_words(best["metric"], best["value"]),
+    }
 
 
 def panel(rows: list[dict[str, Any]]) -> Panel | None:
@@ -131,13 +142,28 @@ def panel(rows: list[dict[str, Any]]) -> Panel | None:
             rest = ", ".join(f"{names[k]}={row['overrides'].get(k)}" for k in keys if k != key)
             groups.setdefault(rest, []).append((float(row["overrides"][key]), row["value"]))
         if len(groups) <= MOST_LINES:
-            lines = [(name, [x for x, _ in sorted(points)], [y for _, y in sorted(points)]) for name, points in groups.items()]
+            lines = [
+                (name, [x for x, _ in sorted(points)], [y for _, y in sorted(points)])
+                for name, points in groups.items()
+            ]
             xs = [x for _, line_xs, _ in lines for x in line_xs]
             log_x = min(xs) > 0 and max(xs) / min(xs) >= 8
-            return Panel("sweep", "sweep", f"{title} over {names[key]}", key, lambda: plots.scatter_lines(lines, names[key], label, log_x))
+            return Panel(
+                "sweep",
+                "sweep",
+                f"{title} over {names[key]}",
+                key,
+                lambda: plots.scatter_lines(lines, names[key], label, log_x),
+            )
     words = [", ".join(f"{names[k]}={row['overrides'].get(k)}" for k in keys) for row in shown]
     values = [row["value"] for row in shown]
-    return Panel("sweep", "sweep", title, "", lambda: plots.bars(words, values, label, [metric_words(r["metric"], r["value"]) for r in shown]))
+    return Panel(
+        "sweep",
+        "sweep",
+        title,
+        "",
+        lambda: plots.bars(words, values, label, [metric_words(r["metric"], r["value"]) for r in shown]),
+    )
 
 
 def write_sweep(folder: str | Path, members: list[dict[str, Any]], command: str = "") -> Path:
@@ -152,7 +178,7 @@ def write_sweep(folder: str | Path, members: list[dict[str, Any]], command: str 
     best = best_row(rows)
     with folder_atomic(folder / "report") as report:
         one = panel(rows)
-        with plots.style():
+        with pictures.style():
             panels = draw([one] if one else [], report)
         table = table_rows(rows)
         links = [os.path.relpath(Path(row["folder"]) / "report" / "index.html", folder / "report") for row in rows]
@@ -161,5 +187,8 @@ def write_sweep(folder: str | Path, members: list[dict[str, Any]], command: str 
                 "best": _best_words(rows, best) if best and len(rows) > 1 else None}  # fmt: skip
         (report / "index.html").write_text(render("sweep.html.j2", page), encoding="utf-8", errors="replace")
     kept = [{key: value for key, value in row.items() if key != "folder"} for row in rows]
-    write_json(folder / "sweep.json", {"sweep": folder.name, "swept": swept_keys(rows), "best": best["run"] if best else None, "members": kept})
+    write_json(
+        folder / "sweep.json",
+        {"sweep": folder.name, "swept": swept_keys(rows), "best": best["run"] if best else None, "members": kept},
+    )
     return folder / "report" / "index.html"

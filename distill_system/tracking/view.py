@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 from typing import TYPE_CHECKING, Any
 
-from distill_system.tracking.comparison import comparison, pairs, teacher_models
+from distill_system.tracking.comparison import chance_words, comparison, pairs, teacher_models
 from distill_system.tracking.examples import disagreements
 from distill_system.tracking.figures import duration, is_number, metric_words, quantity, short_number
 from distill_system.tracking.secrets import mask, mask_command, mask_text
@@ -12,7 +12,18 @@ from distill_system.tracking.secrets import mask, mask_command, mask_text
 if TYPE_CHECKING:
     from distill_system.tracking.report import Run
 
-PACKAGES = "distill_system torch lightning deepspeed transformers datasets safetensors torchmetrics hydra-core wandb".split()
+PACKAGES = [
+    "distill_system",
+    "torch",
+    "lightning",
+    "deepspeed",
+    "transformers",
+    "datasets",
+    "safetensors",
+    "torchmetrics",
+    "hydra-core",
+    "wandb",
+]
 TONES = {"finished": "good", "gated": "bad", "failed": "bad", "running": "busy"}
 
 
@@ -41,6 +52,7 @@ def page(run: "Run") -> dict[str, Any]:
     return {
         "name": run.name, "state": words, "tone": tone, "created": _moment(run.manifest.get("created")),
         "command": mask_command(str(run.manifest.get("command") or "")), "pairs": together, "comparison": comparison(run),
+        "chance": chance_words(run),
         "warnings": [(name, mask_text(str(w))) for name, phase in run.phases.items() for w in phase.get("warnings") or []],
         "gates": gates(run), "examples": disagreements(run.predictions, {p: [t.name for _, t in teacher_models(run, p)] for p in run.predictions}),
         "settings": settings, "lineage": lineage(run), "costs": costs(run), "versions": versions(run),
@@ -53,8 +65,20 @@ def gates(run: "Run") -> list[dict[str, Any]]:
         gate = phase.get("gate")
         if isinstance(gate, dict) and "passed" in gate:
             metric = str(gate.get("metric"))
-            limits = [f"{words} {short_number(gate[key])}" for key, words in (("at_least", "at least"), ("at_most", "at most")) if is_number(gate.get(key))]
-            found.append({"phase": name, "metric": metric, "limit": " and ".join(limits), "value": metric_words(metric, gate.get("value")), "passed": bool(gate["passed"])})
+            limits = [
+                f"{words} {short_number(gate[key])}"
+                for key, words in (("at_least", "at least"), ("at_most", "at most"))
+                if is_number(gate.get(key))
+            ]
+            found.append(
+                {
+                    "phase": name,
+                    "metric": metric,
+                    "limit": " and ".join(limits),
+                    "value": metric_words(metric, gate.get("value")),
+                    "passed": bool(gate["passed"]),
+                }
+            )
     return found
 
 
@@ -64,9 +88,17 @@ def lineage(run: "Run") -> list[dict[str, Any]]:
         inputs = []
         for key, source in (phase.get("inputs") or {}).items():
             source = source if isinstance(source, dict) else {"model": source}
-            origin = f"phase {source['phase']}" if source.get("phase") else mask_text(str(source.get("model") or source.get("path") or ""))
+            origin = (
+                f"phase {source['phase']}"
+                if source.get("phase")
+                else mask_text(str(source.get("model") or source.get("path") or ""))
+            )
             inputs.append({"name": key, "origin": origin, "digest": str(source.get("digest") or "")[:12]})
-        rows.append({"name": name, "kind": str(phase.get("kind", "")), "state": str(phase.get("state", "")), "tone": TONES.get(phase.get("state"), "busy"),
+        base = (phase.get("settings") or {}).get("model")
+        if not inputs and isinstance(base, dict) and (base.get("package") or base.get("name")):
+            origin = mask_text(str(base.get("package") or base["name"]))
+            inputs.append({"name": "model", "origin": origin, "digest": str(base.get("sha256") or "")[:12]})
+        rows.append({"name": name, "kind": str(phase.get("kind", "")), "state": str(phase.get("state", "")), "tone": TONES.get(str(phase.get("state")), "busy"),
                      "inputs": inputs, "digest": str(phase.get("digest") or "")[:12]})  # fmt: skip
     return rows
 
@@ -76,10 +108,18 @@ def costs(run: "Run") -> dict[str, Any]:
     columns = {"time": [], "steps": [], "samples": [], "tokens": [], "ranks": [], "resumes": [], "bad steps": []}  # type: dict[str, list[str]]
     for phase in run.phases.values():
         cost = phase.get("cost") or {}
-        columns["time"].append(duration(phase.get("seconds") if is_number(phase.get("seconds")) else cost.get("seconds")))
+        columns["time"].append(
+            duration(phase.get("seconds") if is_number(phase.get("seconds")) else cost.get("seconds"))
+        )
         for key in ("steps", "samples", "tokens", "ranks", "resumes", "bad steps"):
             value = phase.get(key.replace(" ", "_"), cost.get(key))
-            words = quantity(value) if is_number(value) and key in ("samples", "tokens") else f"{value:g}" if is_number(value) else "-"
+            words = (
+                quantity(value)
+                if is_number(value) and key in ("samples", "tokens")
+                else f"{value:g}"
+                if is_number(value)
+                else "-"
+            )
             columns[key].append(words)
     kept = {key: values for key, values in columns.items() if any(value not in ("-", "0") for value in values)}
     rows = [{"name": name, "cells": [values[at] for values in kept.values()]} for at, name in enumerate(run.phases)]

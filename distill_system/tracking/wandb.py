@@ -186,7 +186,9 @@ class Wandb(NoTracking):
         except Exception as error:
             if self.mode != "online":
                 raise
-            log.warning("W&B does not answer (%s); it is recorded offline below %s/wandb", type(error).__name__, self._folder)
+            log.warning(
+                "W&B does not answer (%s); it is recorded offline below %s/wandb", type(error).__name__, self._folder
+            )
             self.mode, self._sent = "offline", (-1, -1)
             self._run = self._init(phase, config, job)
 
@@ -205,8 +207,12 @@ class Wandb(NoTracking):
             settings=wandb.Settings(**{key: value for key, value in quiet.items() if key in known}),
         )  # fmt: skip
         if self.mode == "offline":
+            live = Path(
+                getattr(run, "dir", "")
+            ).parent.name  # a run that starts within the same second has the same name
             for folder in old:
-                shutil.rmtree(folder, ignore_errors=True)
+                if folder.name != live:
+                    shutil.rmtree(folder, ignore_errors=True)
         return run
 
     def _send(self, lines: list[dict[str, Any]]) -> None:
@@ -214,7 +220,9 @@ class Wandb(NoTracking):
             return
         before = self._sent
         for line in lines:
-            figures = {key: value for key, value in line.items() if key not in NOT_FIGURES and isinstance(value, int | float)}
+            figures = {
+                key: value for key, value in line.items() if key not in NOT_FIGURES and isinstance(value, int | float)
+            }
             if line.get("phase") != self._phase or not figures or "step" not in line:
                 continue
             step = int(line["step"])

@@ -6,6 +6,7 @@ written under a temporary name and renamed by rank 0 when every rank is done; si
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -62,8 +63,8 @@ def save(folder: Path, engine: Engine, state: dict[str, Any], *, weights_only: b
         report = _write_rank(temporary, engine, weights_only=weights_only)
     except OSError as error:
         failure = error
-    except Exception as error:  # safetensors wraps the system's error in its own class
-        failure = OSError(str(error))
+    except SafetensorError as error:  # its own class around the system's error
+        failure = OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error))
     told = distributed.everyone((report, str(failure) if failure else None, getattr(failure, "errno", None)))
     failures = [(message, number) for _, message, number in told if message]
     if failures:
@@ -75,7 +76,14 @@ def save(folder: Path, engine: Engine, state: dict[str, Any], *, weights_only: b
     scalars = engine.scalars()
     if distributed.is_main():
         files = {name: entry for ranks_report, _, _ in told for name, entry in ranks_report.items()}
-        document = {"version": VERSION, "world": distributed.world(), **state, "scalars": scalars, "shapes": shapes, "files": files}
+        document = {
+            "version": VERSION,
+            "world": distributed.world(),
+            **state,
+            "scalars": scalars,
+            "shapes": shapes,
+            "files": files,
+        }
         write_json(temporary / "state.json", document)
         sync_folder(temporary)
         if folder.exists():
@@ -116,7 +124,9 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         pointer = tensor.untyped_storage().data_ptr()
         storages[pointer] = storages.get(pointer, 0) + 1
     return {
-        key: tensor.clone() if storages[tensor.untyped_storage().data_ptr()] > 1 or not _fills_storage(tensor) else tensor
+        key: tensor.clone()
+        if storages[tensor.untyped_storage().data_ptr()] > 1 or not _fills_storage(tensor)
+        else tensor
         for key, tensor in tensors.items()
     }
 
@@ -172,7 +182,9 @@ class Store:
         for offset, count, file, key in self.places.get((piece.name, piece.part), []):
             low, high = max(start, offset), min(stop, offset + count)
             if low < high:
-                piece.values[low - start : high - start].copy_(self._files[file].get_slice(key)[low - offset : high - offset])
+                piece.values[low - start : high - start].copy_(
+                    self._files[file].get_slice(key)[low - offset : high - offset]
+                )
                 filled += high - low
         if filled != piece.values.numel():
             raise Damaged(f"holds {filled} of {piece.values.numel()} elements of {piece.name} ({piece.part})")
@@ -202,7 +214,7 @@ def existing(folder: Path) -> Iterator[tuple[int, Path]]:
 
 def newest(folder: Path, identity: str) -> tuple[Store | None, list[str]]:
     """The newest checkpoint that is whole and belongs to this phase (`identity`), and what was wrong with those passed over."""
-    complaints = []
+    complaints: list[str] = []
     for _, path in existing(folder):
         try:
             store = Store(path)

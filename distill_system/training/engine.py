@@ -66,7 +66,9 @@ class PlainEngine:
         self.parallel = distributed.world() > 1
         trainable = any(p.requires_grad for p in objective.parameters())
         ids = [device.index] if device.type == "cuda" else None
-        self.module: nn.Module = DistributedDataParallel(objective, device_ids=ids) if self.parallel and trainable else objective
+        self.module: nn.Module = (
+            DistributedDataParallel(objective, device_ids=ids) if self.parallel and trainable else objective
+        )
         self.optimizer = make_optimizer(parameter_groups(objective, training.weight_decay), training)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None

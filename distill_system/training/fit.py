@@ -204,7 +204,9 @@ class Fit:
             checkpoint.prune_best(self.folder)
 
     def _best_folder(self, step: int) -> Path:
-        return self.folder / f"best_{step:08d}"  # named by its step: a checkpoint that is resumed finds the best of its own past
+        return (
+            self.folder / f"best_{step:08d}"
+        )  # named by its step: a checkpoint that is resumed finds the best of its own past
 
     def _take_best(self) -> None:
         """Puts the best weights back, where they are not the last."""

@@ -78,7 +78,7 @@ class Distillation(L.LightningModule):
         seed_everything(self.seed, self.step, self.device)
         count_L, told_to_stop = self._agree(micro_batches)
         scale_L = self.weight_L / count_L.clamp(min=1) * distributed.world()  # engines average gradients over ranks
-        sum_L = torch.zeros_like(count_L)
+        sum_L = torch.zeros_like(count_L, dtype=torch.float64)
         for number, batch in enumerate(micro_batches, start=1):
             teacher_logits = self.teacher(batch) if self.teacher else None
             loss, sums = self.engine.forward(batch, teacher_logits, scale_L)

@@ -51,7 +51,12 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, losses: Mapping[str, nn.Module], *, task: str, autocast: tuple[str, torch.dtype] | None = None
+        self,
+        student: nn.Module,
+        losses: Mapping[str, nn.Module],
+        *,
+        task: str,
+        autocast: tuple[str, torch.dtype] | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -64,7 +69,9 @@ class Objective(nn.Module):
         targets = targets_of(batch, self.task)
         return torch.stack([loss.count(targets) for loss in self.losses.values()])
 
-    def forward(self, batch: Batch, teacher: Tensor | None = None, scale_L: Tensor | None = None) -> tuple[Tensor, Tensor] | Tensor:
+    def forward(
+        self, batch: Batch, teacher: Tensor | None = None, scale_L: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | Tensor:
         """Returns (loss, sums `[L]`): loss is `sum_l scale_l * sum_l`; a scale is weight / global count, so ranks and padding can't change it."""
         mixed = torch.autocast(*self._autocast) if self._autocast else contextlib.nullcontext()
         with mixed:
@@ -74,5 +81,7 @@ class Objective(nn.Module):
         targets = targets_of(batch, self.task)
         student_signals = Signals(logits)
         teacher_signals = Signals(teacher) if teacher is not None else None
-        sum_L = torch.stack([loss(student_signals, teacher_signals, targets)[0] for loss in self.losses.values()])
-        return (sum_L * scale_L).sum(), sum_L.detach()
+        sum_L = torch.stack(
+            [loss(student_signals, teacher_signals, targets)[0].double() for loss in self.losses.values()]
+        )
+        return (sum_L * scale_L).sum().float(), sum_L.detach()

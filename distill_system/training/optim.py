@@ -28,7 +28,8 @@ def learning_rate(step: int, total_steps: int, *, lr: float, schedule: str, warm
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups by the usual rule: matrices of linears decay; norms, biases and embeddings do not. Frozen parameters are in none."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    decay, rest = [], []
+    decay: list[torch.Tensor] = []
+    rest: list[torch.Tensor] = []
     for parameter in model.parameters():  # shared parameters come once
         if parameter.requires_grad:
             (decay if parameter.dim() >= 2 and id(parameter) not in embeddings else rest).append(parameter)

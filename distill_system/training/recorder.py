@@ -97,7 +97,15 @@ class Recorder:
                 lines.append({"phase": self.phase, "step": step, "time": time.time(), "event": "bad_step"})
             if step % self.log_every == 0 or step == self.total_steps:
                 parts = {f"loss/{name}": mean for name, mean in zip(self.names, means, strict=True)}
-                line = {"phase": self.phase, "step": step, "time": time.time(), "loss": total, **parts, "lr": lr, "grad_norm": norm}
+                line = {
+                    "phase": self.phase,
+                    "step": step,
+                    "time": time.time(),
+                    "loss": total,
+                    **parts,
+                    "lr": lr,
+                    "grad_norm": norm,
+                }
                 lines.append({**line, **rates})
         if lines and distributed.is_main():
             self.write(lines)

@@ -86,16 +86,18 @@ def sharded(folder: Path, make: Callable[[], nn.Module], device: torch.device) -
         RuntimeError: a parameter isn't in the files, or has another shape there.
     """
     import deepspeed
+    from transformers.initialization import no_init_weights
 
     from distill_system.training.zero import quiet
 
     quiet(deepspeed)
-    with deepspeed.zero.Init(config_dict_or_path=SHARDED, dtype=torch.float32):
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=SHARDED, dtype=torch.float32):
         model = make()
     fill(model, folder)
     model.eval().requires_grad_(False)
     engine = deepspeed.initialize(model=model, config=SHARDED, dist_init_required=False)[0]
-    return engine.eval()
+    engine.eval()  # gives None back, unlike a module's
+    return engine
 
 
 def fill(model: nn.Module, folder: Path) -> None:
@@ -106,7 +108,9 @@ def fill(model: nn.Module, folder: Path) -> None:
         if name is None:
             raise RuntimeError(f"{folder} holds no weights for {names[0]}")
         if tuple(places[name].shape) != tuple(parameter.ds_shape):
-            raise RuntimeError(f"{name} has shape {tuple(places[name].shape)} in {folder}, the model wants {tuple(parameter.ds_shape)}")
+            raise RuntimeError(
+                f"{name} has shape {tuple(places[name].shape)} in {folder}, the model wants {tuple(parameter.ds_shape)}"
+            )
         share = parameter.ds_tensor.ds_numel
         start = min(distributed.rank() * share, parameter.ds_numel)
         stop = min(start + share, parameter.ds_numel)
@@ -122,5 +126,3 @@ def shared_parameters(model: nn.Module) -> Iterator[tuple[list[str], Any]]:
         names.setdefault(id(parameter), []).append(name)
     for parameter in model.parameters():
         yield names[id(parameter)], parameter
-
-

@@ -107,12 +107,14 @@ class ZeroEngine:
 
     def _fill_state(self) -> None:
         """Gives AdamW its state before the first step, so that there is something to read into."""
-        missing = [flat for flat in self._flats() if not self.base.state.get(flat)]
-        for flat in missing:
+        for flat in self._flats():
             empty_state(self.base, flat)
-        if self.stage < 3 and (missing or not getattr(self, "_linked", False)):
-            self.optimizer._lazy_init_hp_params_optimizer_state()
-            self._linked = True
+        if self.stage < 3:
+            from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+            # DeepSpeed links fragments to states within its first step, when later groups have none yet: link them all again.
+            for params, flat in zip(self.optimizer.bit16_groups, self._flats(), strict=True):
+                lazy_init_hp_params_optimizer_state(params, flat, self.base.state)
 
     def scalars(self) -> dict[str, float]:
         self._fill_state()
@@ -144,15 +146,15 @@ class ZeroEngine:
             persistent[0].all_gather(persistent)
 
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
-        from deepspeed.zero import GatheredParameters
 
         for name, tensor in named_state(self.objective.student):
             if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:
                 whole = safe_get_full_fp32_param(tensor)  # the master: bf16 working weights have lost bits
                 yield name, whole.detach().cpu().view(getattr(tensor, "ds_shape", tensor.shape))
             else:
-                with GatheredParameters([tensor], enabled=hasattr(tensor, "ds_tensor")):
+                with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_tensor")):
                     whole = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
                     copy = whole.cpu().clone() if distributed.is_main() else torch.empty(0)
                 yield name, copy

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_system.evaluation import metrics
+from distill_system.evaluation.names import METRICS
 from distill_system.signals import IGNORE
 
 
@@ -31,8 +32,20 @@ def test_classification_by_hand():
     assert figures["ece"] == pytest.approx((0.7 + 0.25 + 0.2 + 0.1) / 4, abs=1e-6)
 
 
+@given(right=st.integers(0, 60), wrong=st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_accuracy_is_exact_to_the_last_bit(right, wrong):
+    labels = torch.tensor([0] * right + [1] * wrong)
+    accuracy = metrics.classification_metrics(torch.tensor([[1.0, 0.0]]).expand(len(labels), 2), labels)["accuracy"]
+    assert accuracy == right / (right + wrong)  # a gate at 0.9 lets 9 of 10 pass
+    assert max(right, wrong) / len(labels) == metrics.chance(labels)
+
+
 def test_no_labelled_row():
-    assert metrics.classification_metrics(LOGITS[-1:], LABELS[-1:]) == {"samples": 0}
+    figures = metrics.classification_metrics(LOGITS[-1:], LABELS[-1:])
+    assert figures.pop("samples") == 0
+    assert set(figures) == set(METRICS["classification"])
+    assert all(map(math.isnan, figures.values()))
     assert metrics.calibration(LOGITS[-1:], LABELS[-1:]) == {"bins": []}
     assert metrics.chance(LABELS[-1:]) == 0
 
@@ -72,7 +85,9 @@ def test_language_by_hand():
     figures = metrics.language_metrics(4 * math.log(8), tokens=4, num_bytes=6)
     assert figures == pytest.approx({"perplexity": 8, "bits_per_byte": 2, "nll": math.log(8), "tokens": 4})
     assert "bits_per_byte" not in metrics.language_metrics(1.0, 4, None)
-    assert metrics.language_metrics(0.0, 0, 0) == {"tokens": 0}
+    assert metrics.language_metrics(0.0, 0, 0) == pytest.approx(
+        {"perplexity": math.nan, "nll": math.nan, "tokens": 0}, nan_ok=True
+    )
     assert metrics.language_metrics(1e6, 1, None)["perplexity"] == math.inf
 
 

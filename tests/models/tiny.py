@@ -26,7 +26,9 @@ STACKS = {
 
 
 def recipe(architecture: str, **more) -> FromConfig:
-    return FromConfig(architecture, tokenizer="bytes", dropout=0.1, **{"max_position_embeddings": 64} | SIZES[architecture] | more)
+    return FromConfig(
+        architecture, tokenizer="bytes", dropout=0.1, **{"max_position_embeddings": 64} | SIZES[architecture] | more
+    )
 
 
 def build(architecture: str, task: str = "classification", seed: int = 0, **more):

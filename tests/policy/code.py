@@ -12,7 +12,7 @@ MAX_LINES = 350
 
 LEVELS = {  # a module imports its own row or a lower one, never a higher one
     6: {"cli", "__main__"},
-    5: {"pipeline", "config", "scheduling", "commands"},
+    5: {"config", "scheduling", "commands"},
     4: {"phases"},
     3: {"training", "evaluation"},
     2: {"tracking", "export"},
@@ -27,7 +27,8 @@ LEVELS = {  # a module imports its own row or a lower one, never a higher one
         "files",
         "packages",
         "hardware",
-        "manifest", "verdict",
+        "manifest",
+        "verdict",
     },
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
@@ -52,7 +53,6 @@ TORCH_FREE = (
     "packages",
     "cli",
     "config",
-    "pipeline",
     "scheduling",
     "tracking",
 )

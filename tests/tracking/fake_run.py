@@ -14,15 +14,26 @@ from typing import Any
 from distill_system.files import write_json
 
 PLANTED = "<script>alert('planted')</script>"
-VERBS = "drags sparkles wanders dazzles stumbles charms bores delights".split()
-NOUNS = "the script|the lead|its third act|a tired premise|the score|every scene|the comic timing|this sequel".split("|")
+VERBS = ["drags", "sparkles", "wanders", "dazzles", "stumbles", "charms", "bores", "delights"]
+NOUNS = [
+    "the script",
+    "the lead",
+    "its third act",
+    "a tired premise",
+    "the score",
+    "every scene",
+    "the comic timing",
+    "this sequel",
+]
 
 
 def sentence(rng: random.Random) -> str:
     return ", and ".join(f"{rng.choice(NOUNS)} {rng.choice(VERBS)}" for _ in range(rng.randint(1, 5))) + "."
 
 
-def losses(phase: str, steps: int, parts: dict[str, tuple[float, float]], rng: random.Random, lr: float, every: int = 1) -> list[dict[str, Any]]:
+def losses(
+    phase: str, steps: int, parts: dict[str, tuple[float, float]], rng: random.Random, lr: float, every: int = 1
+) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = [{"phase": phase, "step": 0, "time": 1.7e9, "event": "start"}]
     for step in range(every, steps + 1, every):
         warm = min(1.0, step / (0.1 * steps))
@@ -30,19 +41,43 @@ def losses(phase: str, steps: int, parts: dict[str, tuple[float, float]], rng: r
         for name, (first, last) in parts.items():
             line[f"loss/{name}"] = (last + (first - last) * math.exp(-4 * step / steps)) * rng.lognormvariate(0, 0.18)
         line["loss"] = sum(value for key, value in line.items() if key.startswith("loss/")) / len(parts)
-        line |= {"lr": lr * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps)), "grad_norm": rng.lognormvariate(0, 0.3)}
+        line |= {
+            "lr": lr * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps)),
+            "grad_norm": rng.lognormvariate(0, 0.3),
+        }
         lines.append(line | {"samples_per_s": 210 + 9 * rng.random(), "tokens_per_s": 8000 + 100 * rng.random()})
         if step % (steps // 10 or 1) == 0:
-            lines.append({"phase": phase, "step": step, "time": 1.7e9, "valid/accuracy": 0.83 - 0.3 * math.exp(-5 * step / steps), "valid/nll": 0.6})
+            lines.append(
+                {
+                    "phase": phase,
+                    "step": step,
+                    "time": 1.7e9,
+                    "valid/accuracy": 0.83 - 0.3 * math.exp(-5 * step / steps),
+                    "valid/nll": 0.6,
+                }
+            )
     return lines
 
 
 def classification_evaluation(accuracy: float, labels: list[str], teacher: bool, rng: random.Random) -> dict[str, Any]:
-    bins = [{"confidence": 0.5 + i / 30 + 1 / 60, "accuracy": min(1.0, 0.46 + i / 31 + rng.random() / 20), "count": 8 + i * i * 4} for i in range(15)]
+    bins = [
+        {
+            "confidence": 0.5 + i / 30 + 1 / 60,
+            "accuracy": min(1.0, 0.46 + i / 31 + rng.random() / 20),
+            "count": 8 + i * i * 4,
+        }
+        for i in range(15)
+    ]
     size = len(labels)
     wrong = max(1, round((1 - accuracy) * 1500 / size / max(1, size - 1)))
-    matrix = [[round(accuracy * 1500 / size) if i == j else wrong + rng.randint(0, 9) for j in range(size)] for i in range(size)]
-    latency = {"batch_1": {"p50_ms": 9.42, "p95_ms": 12.1}, "batch_32": {"p50_ms": 121.0, "p95_ms": 140.2, "samples_per_s": 264.0}}
+    matrix = [
+        [round(accuracy * 1500 / size) if i == j else wrong + rng.randint(0, 9) for j in range(size)]
+        for i in range(size)
+    ]
+    latency = {
+        "batch_1": {"p50_ms": 9.42, "p95_ms": 12.1},
+        "batch_32": {"p50_ms": 121.0, "p95_ms": 140.2, "samples_per_s": 264.0},
+    }
     found = {
         "task": "classification", "split": "test",
         "metrics": {"accuracy": accuracy, "macro_f1": accuracy - 0.002, "ece": 0.031, "nll": 0.3712, "samples": 1494},
@@ -52,7 +87,10 @@ def classification_evaluation(accuracy: float, labels: list[str], teacher: bool,
     if teacher:
         found["teacher"] = {"main": {"agreement": 0.9123, "kl": 0.0812}}
         found["teachers"] = {"main": {"accuracy": 0.8521, "nll": 0.3712, "chance": 0.5047}}
-        found["latency"] = {"batch_1": {"p50_ms": 3.31, "p95_ms": 4.0}, "batch_32": {"p50_ms": 40.2, "p95_ms": 44.0, "samples_per_s": 796.0}}
+        found["latency"] = {
+            "batch_1": {"p50_ms": 3.31, "p95_ms": 4.0},
+            "batch_32": {"p50_ms": 40.2, "p95_ms": 44.0, "samples_per_s": 796.0},
+        }
         found["size"] = {"size_bytes": 61_900_000, "parameters": 15_470_978, "nonzeros": 15_470_978}
     return found
 
@@ -92,14 +130,27 @@ def classification_run(folder: Path, evil: bool = False, steps: int = 280, label
         text = (PLANTED + " & <b>bold</b>") if evil and i % 2 else sentence(rng)
         rows.append({"id": f"mr-{i}", "text": text, "label": true, "prediction": said, "confidence": 0.5 + rng.random() / 2,
                      "teacher_prediction": taught, "teacher_confidence": 0.5 + rng.random() / 2})  # fmt: skip
-    write(folder, name, phases, lines, {"teacher": teacher, "student": student}, {"student": {"labels": labels, "rows": rows}}, evil)
+    write(
+        folder,
+        name,
+        phases,
+        lines,
+        {"teacher": teacher, "student": student},
+        {"student": {"labels": labels, "rows": rows}},
+        evil,
+    )
     return folder
 
 
-def write(folder: Path, name: str, phases: dict, lines: list, evaluations: dict, predictions: dict, evil: bool = False) -> None:
+def write(
+    folder: Path, name: str, phases: dict, lines: list, evaluations: dict, predictions: dict, evil: bool = False
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     command = f"distill run experiment=demo run.name={name} hub.token=hf_planted_secret"
-    write_json(folder / "manifest.json", {"version": 1, "run": name, "command": command, "created": "2026-01-05T09:59:58+00:00", "phases": phases})
+    write_json(
+        folder / "manifest.json",
+        {"version": 1, "run": name, "command": command, "created": "2026-01-05T09:59:58+00:00", "phases": phases},
+    )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for phase, found in evaluations.items():
         write_json(folder / phase / "evaluation.json", found)
@@ -137,18 +188,43 @@ def unfinished_run(folder: Path) -> Path:
     """The teacher is done, the student is training, the last line is torn."""
     classification_run(folder, steps=60)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["phases"]["student"] = {"state": "running", "kind": "distill", "settings": {}, "inputs": {}, "started": "2026-01-05T10:03:04+00:00"}
+    manifest["phases"]["student"] = {
+        "state": "running",
+        "kind": "distill",
+        "settings": {},
+        "inputs": {},
+        "started": "2026-01-05T10:03:04+00:00",
+    }
     write_json(folder / "manifest.json", manifest)
     for name in ("evaluation.json", "predictions.json"):
         (folder / "student" / name).unlink()
-    kept = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"student"' not in line or json.loads(line)["step"] < 40]
+    kept = [
+        line
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+        if '"student"' not in line or json.loads(line)["step"] < 40
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(kept) + '\n{"phase": "student", "st')
     return folder
 
 
 def chain_run(folder: Path) -> Path:
     """Teacher, assistant, student with a failed gate; eleven labels with long names."""
-    labels = [f"noun of {topic}" for topic in "acts animals artifacts attributes bodies cognition communication events feelings food groups".split()]
+    labels = [
+        f"noun of {topic}"
+        for topic in [
+            "acts",
+            "animals",
+            "artifacts",
+            "attributes",
+            "bodies",
+            "cognition",
+            "communication",
+            "events",
+            "feelings",
+            "food",
+            "groups",
+        ]
+    ]
     classification_run(folder, labels=labels)
     manifest = json.loads((folder / "manifest.json").read_text())
     phases = manifest["phases"]
@@ -165,7 +241,9 @@ def chain_run(folder: Path) -> Path:
     return folder
 
 
-def sweep_members(folder: Path, values: list[Any], key: str = "phases.student.losses.soft.temperature") -> list[dict[str, Any]]:
+def sweep_members(
+    folder: Path, values: list[Any], key: str = "phases.student.losses.soft.temperature"
+) -> list[dict[str, Any]]:
     members = []
     for number, value in enumerate(values):
         run = classification_run(folder / f"member-{number}", steps=20)

@@ -30,7 +30,9 @@ def test_not_finite_figures_become_null_and_come_back_as_nan(tmp_path):
             return math.inf
 
     book = Journal(tmp_path / "m.jsonl")
-    book.append([line("a", 1, loss=math.nan), line("a", 2, loss=-math.inf), line("a", 3, loss=Scalar()), line("a", 4, loss=1.0)])
+    book.append(
+        [line("a", 1, loss=math.nan), line("a", 2, loss=-math.inf), line("a", 3, loss=Scalar()), line("a", 4, loss=1.0)]
+    )
     for raw in book.path.read_text().splitlines():
         json.loads(raw, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     steps, values = journal.series(book.read(), "a", "loss")
@@ -58,7 +60,9 @@ def test_a_torn_first_line_leaves_an_empty_journal(tmp_path):
 
 def test_a_broken_line_in_between_is_left_out_with_a_warning(tmp_path, caplog):
     path = tmp_path / "m.jsonl"
-    path.write_bytes(json.dumps(line("a", 1)).encode() + b"\n\x00\x00\xff\n" + json.dumps(line("a", 2)).encode() + b"\n")
+    path.write_bytes(
+        json.dumps(line("a", 1)).encode() + b"\n\x00\x00\xff\n" + json.dumps(line("a", 2)).encode() + b"\n"
+    )
     assert [entry["step"] for entry in journal.read(path)] == [1, 2]
     assert "line 2" in caplog.text
 
@@ -99,9 +103,11 @@ def test_series_takes_figures_only():
 
 
 def test_tracking_imports_neither_torch_nor_anything_heavy():
-    modules = "journal wandb progress report plots sweep secrets".split()
-    code = ";".join(f"import distill_system.tracking.{name}" for name in modules) + ";import sys;" + (
-        "print([m for m in ('torch', 'wandb', 'matplotlib', 'jinja2', 'lightning', 'hydra') if m in sys.modules])"
+    modules = ["journal", "wandb", "progress", "report", "plots", "sweep", "secrets"]
+    code = (
+        ";".join(f"import distill_system.tracking.{name}" for name in modules)
+        + ";import sys;"
+        + ("print([m for m in ('torch', 'wandb', 'matplotlib', 'jinja2', 'lightning', 'hydra') if m in sys.modules])")
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

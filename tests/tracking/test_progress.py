@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from distill_system.files import write_json
 from distill_system.tracking import progress
 from distill_system.tracking.progress import Progress, print_rows, summary_table
 
@@ -103,14 +104,26 @@ MANIFEST = {
 
 
 @pytest.mark.parametrize(("columns", "terminal"), [(200, False), (120, True), (36, True)])
-def test_summary_is_whole_on_any_width(monkeypatch, columns, terminal):
+def test_summary_is_whole_on_any_width(monkeypatch, tmp_path, columns, terminal):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
     out = Terminal() if terminal else io.StringIO()
-    summary_table(MANIFEST, report="runs/demo/report/index.html", latency={"teacher": {"batch_1": {"p50_ms": 4.5678}}}, stream=out)
+    write_json(tmp_path / "teacher" / "evaluation.json", {"latency": {"batch_1": {"p50_ms": 4.5678}}})
+    summary_table(MANIFEST, tmp_path / "report" / "index.html", stream=out)
     text = out.getvalue()
-    for word in ("accuracy 0.8520", "90.9 MB", "22.7M", "3 min 05 s", "4.57 ms", "distill", "running", "runs/demo/report/index.html", "3 texts stand"):
+    for word in (
+        "demo[1]",
+        "accuracy 0.8520",
+        "90.9 MB",
+        "22.7M",
+        "3 min 05 s",
+        "4.57 ms",
+        "distill",
+        "running",
+        "3 texts stand",
+    ):
         assert word in text
+    assert f"report: {tmp_path}/report/index.html" in text
     assert "…" not in text
 
 

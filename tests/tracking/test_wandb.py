@@ -60,11 +60,26 @@ def lines(steps, **extra):
 def test_lines_reach_wandb_with_group_stable_id_and_summary(run_folder, fake):
     tracker = Wandb(mode="offline", tags=["x"])
     tracker.start_phase(run_folder, "demo", "student", {"kind": "distill", "hub_token": "s3cret"})
-    tracker.feed([*lines([1, 2]), {"phase": "student", "step": 2, "event": "resume"}, {"phase": "student", "step": 2, "valid/accuracy": 0.5}])
+    tracker.feed(
+        [
+            *lines([1, 2]),
+            {"phase": "student", "step": 2, "event": "resume"},
+            {"phase": "student", "step": 2, "valid/accuracy": 0.5},
+        ]
+    )
     tracker.finish_phase({"accuracy": 0.8, "ece": None}, ["w"])
     (init,) = fake["inits"]
-    assert (init["group"], init["name"], init["id"]) == ("demo", "demo/student", run_id("demo", "student", "2026-01-01T00:00:00"))
-    assert (init["resume"], init["job_type"], init["tags"], init["config"]["hub_token"]) == ("allow", "distill", ["x"], MASK)
+    assert (init["group"], init["name"], init["id"]) == (
+        "demo",
+        "demo/student",
+        run_id("demo", "student", "2026-01-01T00:00:00"),
+    )
+    assert (init["resume"], init["job_type"], init["tags"], init["config"]["hub_token"]) == (
+        "allow",
+        "distill",
+        ["x"],
+        MASK,
+    )
     assert fake["logged"] == [(1, {"loss": 1.0}), (2, {"loss": 0.5}), (2, {"valid/accuracy": 0.5})]
     assert fake["finished"] == [(0, {"test/accuracy": 0.8, "state": "finished", "warnings": ["w"]})]
 
@@ -151,7 +166,12 @@ def test_a_hanging_wandb_does_not_hold_training(run_folder, fake, monkeypatch):
 
 
 def test_mode_follows_key_and_environment(run_folder, monkeypatch, tmp_path):
-    assert [choose_mode(mode) for mode in ("auto", "online", "offline", "disabled")] == ["offline", "offline", "offline", "disabled"]
+    assert [choose_mode(mode) for mode in ("auto", "online", "offline", "disabled")] == [
+        "offline",
+        "offline",
+        "offline",
+        "disabled",
+    ]
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
     netrc.chmod(0o600)
@@ -166,7 +186,9 @@ def test_a_real_offline_run_holds_the_figures_and_no_secret(run_folder, monkeypa
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(sys, "argv", ["distill", f"hub.token={KEY}"])
     tracker = Wandb(mode="offline")
-    tracker.start_phase(run_folder, "demo", "student", {"kind": "distill", "hub": {"api_key": KEY, "note": f"log in with {KEY}"}})
+    tracker.start_phase(
+        run_folder, "demo", "student", {"kind": "distill", "hub": {"api_key": KEY, "note": f"log in with {KEY}"}}
+    )
     tracker.feed(lines([1, 2, 3]))
     tracker.finish_phase({"accuracy": 0.8125}, [f"could not log in with {KEY}"])
     report = run_folder / "report.html"
@@ -183,14 +205,28 @@ def test_a_real_offline_run_holds_the_figures_and_no_secret(run_folder, monkeypa
 
 
 def test_masks():
-    assert [word for word in ("api_key", "hubToken", "SECRET", "password", "wandb.key", "AWS_ACCESS_KEY_ID") if not is_secret(word)] == []
-    assert [word for word in ("tokenizer", "tokens_per_s", "monkey", "max_tokens", "author", "keep_last", "secretary") if is_secret(word)] == []
-    settings = {"data": {"path": "https://me:pw@host/x", "token": "t", "keys": ["a"], "use_auth": True, "password": None}, "list": [{"secret": 5}]}
+    assert [
+        word
+        for word in ("api_key", "hubToken", "SECRET", "password", "wandb.key", "AWS_ACCESS_KEY_ID")
+        if not is_secret(word)
+    ] == []
+    assert [
+        word
+        for word in ("tokenizer", "tokens_per_s", "monkey", "max_tokens", "author", "keep_last", "secretary")
+        if is_secret(word)
+    ] == []
+    settings = {
+        "data": {"path": "https://me:pw@host/x", "token": "t", "keys": ["a"], "use_auth": True, "password": None},
+        "list": [{"secret": 5}],
+    }
     assert mask(settings) == {
         "data": {"path": f"https://{MASK}@host/x", "token": MASK, "keys": MASK, "use_auth": True, "password": None},
         "list": [{"secret": MASK}],
     }
-    assert mask_command("distill run a=1 hub.token=abc x.lr=2 hub.key='a b'") == f"distill run a=1 hub.token={MASK} x.lr=2 hub.key={MASK}"
+    assert (
+        mask_command("distill run a=1 hub.token=abc x.lr=2 hub.key='a b'")
+        == f"distill run a=1 hub.token={MASK} x.lr=2 hub.key={MASK}"
+    )
 
 
 def test_no_tracking_takes_the_same_calls(tmp_path):

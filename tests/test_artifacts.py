@@ -1,0 +1,130 @@
+"""Artifacts: digests that follow the model and nothing else, passports that are read back, model cards that can't be broken by text."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from distill_system.artifacts import Artifact, digest_artifact, write_passport
+
+LINEAGE = [
+    {"phase": "teacher", "kind": "finetune", "digest": "abc"},
+    {"phase": "student", "kind": "distill", "teachers": {"main": "teacher"}},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "tokenizer.json").write_text("[]")
+    return folder
+
+
+def write(folder, **more):
+    metrics = {"accuracy": 0.84321987, "samples": 1494, "note": "text"}
+    return write_passport(
+        folder, task="classification", lineage=LINEAGE, settings={"lr": 1e-4}, metrics=metrics, **more
+    )
+
+
+def test_the_passport_is_read_back(folder):
+    written = write(folder, base_models=["owner/model"], extra={"format": "packed"})
+    read = Artifact.read(folder)
+    assert read == written
+    assert (read.task, read.lineage, read.settings) == ("classification", LINEAGE, {"lr": 1e-4})
+    assert read.metrics["accuracy"] == 0.84321987
+    assert read.passport["format"] == "packed"
+    assert read.passport["size_bytes"] == 2 + 7 + 2
+    assert read.is_intact()
+
+
+def test_the_digest_follows_the_model_and_nothing_else(folder, tmp_path):
+    before = digest_artifact(folder)
+    write(folder)
+    (folder / ".part-leftover").write_text("x")
+    assert digest_artifact(folder) == before
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    for name in ("tokenizer.json", "model.safetensors", "config.json"):  # another order of creation
+        (other / name).write_bytes((folder / name).read_bytes())
+    assert digest_artifact(other) == before
+    (other / "tokenizer.json").rename(other / "tokenizer2.json")
+    assert digest_artifact(other) != before
+    (folder / "model.safetensors").write_bytes(b"weighty")
+    assert digest_artifact(folder) != before
+    assert not Artifact.read(folder).is_intact()
+
+
+def test_swapped_contents_change_the_digest(folder):
+    before = digest_artifact(folder)
+    (folder / "config.json").write_text("[]")
+    (folder / "tokenizer.json").write_text("{}")
+    assert digest_artifact(folder) != before
+
+
+def test_a_model_from_elsewhere_has_no_passport(folder):
+    artifact = Artifact.read(folder)
+    assert artifact.digest == digest_artifact(folder)
+    assert artifact.lineage == []
+    assert artifact.task is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_passport_is_said(folder, content):
+    (folder / "compression.json").write_text(content)
+    with pytest.raises(ValueError, match=r"compression.json is (damaged|no passport)"):
+        Artifact.read(folder)
+
+
+def test_an_empty_folder_is_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        digest_artifact(tmp_path)
+
+
+def test_the_card(folder):
+    write(
+        folder,
+        base_models=["owner/model", "./local", "a-package"],
+        license_note="Apache-2.0",
+        title="A <b>student</b> | small",
+        command="distill run x",
+    )
+    card = (folder / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    meta = yaml.safe_load(front)
+    assert meta["base_model"] == ["owner/model"]
+    assert meta["pipeline_tag"] == "text-classification"
+    assert "distillation" in meta["tags"]
+    assert "# A &lt;b>student&lt;/b> \\| small" in body
+    assert "| accuracy | 0.8432 |" in body
+    assert "note" not in body.split("## Figures")[1].split("##")[0]
+    assert 'AutoModelForSequenceClassification.from_pretrained("path/to/this/folder")' in body
+    assert '| student | distill | teachers: {"main": "teacher"} |' in body
+    assert "Apache-2.0" in body
+    assert "distill run x" in body
+
+
+def test_an_unknown_licence_is_not_hidden(folder):
+    write(folder, base_models=["owner/model"])
+    assert "Not known here" in (folder / "README.md").read_text()
+
+
+def test_numbers_that_json_cant_hold_are_refused(folder):
+    with pytest.raises(ValueError, match="JSON"):
+        write_passport(folder, task="causal_lm", lineage=[], settings={}, metrics={"perplexity": float("inf")})
+    assert not (folder / "compression.json").exists()
+
+
+def test_no_torch():
+    code = "import sys, distill_system.artifacts; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_passport_is_plain_json(folder):
+    write(folder)
+    assert json.loads((folder / "compression.json").read_text())["version"] == 1
