@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill_system import distributed
-from distill_system.files import TEMPORARY, read_json, remove_leftovers, sync_folder, write_json
+from distill_system.files import TEMPORARY, digest_value, read_json, remove_leftovers, sync_folder, write_json
 from distill_system.training.engine import WEIGHT, Engine, Piece
 
 VERSION = 1
@@ -53,10 +53,7 @@ def save(folder: Path, engine: Engine, state: dict[str, Any], *, weights_only: b
         OSError: on every rank, when one couldn't write.
     """
     temporary = folder.parent / f"{TEMPORARY}{folder.name}"
-    if distributed.is_main():
-        remove_leftovers(folder.parent)
-        temporary.mkdir(parents=True)
-    distributed.barrier()
+    distributed.main_only(lambda: _make(temporary))
     failure: OSError | None = None
     report: dict[str, Any] = {}
     try:
@@ -74,27 +71,32 @@ def save(folder: Path, engine: Engine, state: dict[str, Any], *, weights_only: b
         raise OSError(failures[0][1], f"checkpoint could not be written: {failures[0][0]}")
     shapes = _shapes(engine)
     scalars = engine.scalars()
-    if distributed.is_main():
-        files = {name: entry for ranks_report, _, _ in told for name, entry in ranks_report.items()}
-        document = {
-            "version": VERSION,
-            "world": distributed.world(),
-            **state,
-            "scalars": scalars,
-            "shapes": shapes,
-            "files": files,
-        }
-        write_json(temporary / "state.json", document)
-        sync_folder(temporary)
-        if folder.exists():
-            aside = folder.parent / f"{TEMPORARY}old"
-            os.replace(folder, aside)
-            os.replace(temporary, folder)
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, folder)
-        sync_folder(folder.parent)
-    distributed.barrier()
+    files = {name: entry for ranks_report, _, _ in told for name, entry in ranks_report.items()}
+    own = {"version": VERSION, "world": distributed.world(), "scalars": scalars, "shapes": shapes, "files": files}
+    distributed.main_only(lambda: _publish(temporary, folder, own | state))
+
+
+def _make(temporary: Path) -> None:
+    remove_leftovers(temporary.parent)
+    temporary.mkdir(parents=True)
+
+
+def _publish(temporary: Path, folder: Path, document: dict[str, Any]) -> None:
+    """Gives the finished folder its name."""
+    try:
+        write_json(temporary / "state.json", document | {"digest": digest_value(document)})
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(temporary)
+    if folder.exists():
+        aside = folder.parent / f"{TEMPORARY}old"
+        os.replace(folder, aside)
+        os.replace(temporary, folder)
+        shutil.rmtree(aside)
+    else:
+        os.replace(temporary, folder)
+    sync_folder(folder.parent)
 
 
 def _write_rank(folder: Path, engine: Engine, *, weights_only: bool) -> dict[str, Any]:
@@ -161,14 +163,19 @@ class Store:
             state = read_json(self.folder / "state.json")
             if state["version"] != VERSION:
                 raise Damaged(f"has version {state['version']}, this program reads {VERSION}")
-            for name, entry in state["files"].items():
+            if state.pop("digest") != digest_value(state):
+                raise Damaged("has a state.json that was changed")
+            for number, (name, entry) in enumerate(state["files"].items()):
                 path = self.folder / name
                 if not path.is_file():
                     raise Damaged(f"lacks {name}")
-                if path.stat().st_size != entry["bytes"] or checksum(path) != entry["crc32"]:
-                    raise Damaged(f"{name} is truncated or was changed")
+                mine = (
+                    number % distributed.world() == distributed.rank()
+                )  # ranks share the reading, and what they found
+                if path.stat().st_size != entry["bytes"] or (mine and checksum(path) != entry["crc32"]):
+                    raise Damaged(f"has a {name} that is truncated or was changed")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Damaged(f"state.json can't be read ({error})") from error
+            raise Damaged(f"has a state.json that can't be read ({error})") from error
         return state
 
     def fill(self, piece: Piece) -> None:
@@ -212,24 +219,40 @@ def existing(folder: Path) -> Iterator[tuple[int, Path]]:
     yield from sorted(found, reverse=True)
 
 
+def opened(folder: Path, identity: str) -> tuple[Store | None, str]:
+    """The checkpoint in `folder` if every rank finds it whole and of this `identity`; else None and what is wrong."""
+    store, fault = None, ""
+    try:
+        store = Store(folder)
+        if store.state["identity"] != identity:
+            raise Damaged("is of another phase or of other settings")
+    except Damaged as error:
+        fault = str(error)
+    fault = next((found for found in distributed.everyone(fault) if found), "")
+    return (None if fault else store), fault
+
+
 def newest(folder: Path, identity: str) -> tuple[Store | None, list[str]]:
     """The newest checkpoint that is whole and belongs to this phase (`identity`), and what was wrong with those passed over."""
     complaints: list[str] = []
-    for _, path in existing(folder):
-        try:
-            store = Store(path)
-            if store.state["identity"] != identity:
-                raise Damaged("is of another phase or of other settings")
-            return store, complaints
-        except Damaged as error:
-            complaints.append(f"checkpoint {path.name} {error}; the one before is used")
-    return None, complaints
+    for path in distributed.from_main([path for _, path in existing(folder)]):
+        store, fault = opened(path, identity)
+        if store is not None:
+            return store, [f"{complaint}; training went on from {path.name}" for complaint in complaints]
+        complaints.append(f"checkpoint {path.name} {fault}")
+    return None, [f"{complaint}; training began anew" for complaint in complaints]
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest `keep`. The newest has just been written whole, so a good one always stays."""
-    for _, path in list(existing(folder))[keep:]:
-        shutil.rmtree(path, ignore_errors=True)
+def prune(folder: Path, keep: int, step: int) -> None:
+    """Removes all but the newest `keep` up to `step`, which has just been written whole: a good one always stays.
+
+    What lies behind `step` was passed over at the resume (damaged, or of other settings) and would otherwise push out the good ones.
+    """
+    kept = 0
+    for number, path in existing(folder):
+        kept += number <= step
+        if number > step or kept > keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def prune_best(folder: Path) -> None:

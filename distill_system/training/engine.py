@@ -35,12 +35,13 @@ class Piece:
 class Engine(Protocol):
     objective: Objective
 
-    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor) -> tuple[Tensor, Tensor]: ...
+    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
+        """The objective's (loss, sums); `last` marks the last micro-batch of an optimizer step, here and in `backward`."""
 
     def evaluate(self, batch: Batch) -> Tensor: ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Adds gradients; `last` marks the last micro-batch of an optimizer step."""
+        """Adds gradients."""
 
     def step(self, lr: float) -> Tensor:
         """Updates with clipped gradients; returns the gradient norm. A norm that isn't finite leaves the weights as they are."""
@@ -73,15 +74,15 @@ class PlainEngine:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None
 
-    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
+        if self.parallel:  # as DDP's no_sync() does; its forward decides what its backward will do
+            self.module.require_backward_grad_sync = last
         return self.module(batch, teacher, scale_L)
 
     def evaluate(self, batch: Batch) -> Tensor:
         return self.objective(batch)  # not through DDP: nothing is to be synchronised
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        if self.parallel:
-            self.module.require_backward_grad_sync = last  # what DDP's no_sync() sets
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
     def step(self, lr: float) -> Tensor:

@@ -84,7 +84,7 @@ class Fit:
         total_steps: int,
         steps_per_epoch: int,
         loader: Callable[[int], Any],
-        validate: Callable[[], Mapping[str, float]] | None,
+        validate: Callable[[], Mapping[str, float | None]] | None,
         better: Callable[[float, float], bool],
         monitor: str,
         write: Callable[[list[dict[str, Any]]], None],
@@ -131,13 +131,18 @@ class Fit:
     def _resume(self) -> None:
         store, self.outcome.warnings = checkpoint.newest(self.folder, self.identity)
         if store is None:
-            self._event("start", 0)
+            self._event("start", 0, **self._passed_over())
             return
         checkpoint.load(store, self.engine)
         self.outcome.progress = Progress(**store.state["progress"])
         self.progress.resumes += 1
         distributed.main_only(lambda: self.rewind(self.progress.step))
-        self._event("resume", self.progress.step, ranks=distributed.world(), strategy=self.training.strategy)
+        place = {"ranks": distributed.world(), "strategy": self.training.strategy}
+        self._event("resume", self.progress.step, **place, **self._passed_over())
+
+    def _passed_over(self) -> dict[str, str]:
+        """Told in the journal at once: warnings reach the report only when the phase ends."""
+        return {"passed_over": " | ".join(self.outcome.warnings)} if self.outcome.warnings else {}
 
     def _make_recorder(self) -> Recorder:
         losses = self.engine.objective.losses
@@ -178,9 +183,9 @@ class Fit:
         self._recorder.restart_clock()
         line = {"phase": self.phase, "step": step, "time": time.time()} | {f"valid/{k}": v for k, v in figures.items()}
         distributed.main_only(lambda: self.write([line]))
-        value = float(figures[self.monitor])
-        if self.progress.best is None or self.better(value, self.progress.best):
-            self.progress.best, self.progress.best_step, self.progress.without_progress = value, step, 0
+        value = figures[self.monitor]  # None where it isn't finite, or no row has a label
+        if value is not None and (self.progress.best is None or self.better(value, self.progress.best)):
+            self.progress.best, self.progress.best_step, self.progress.without_progress = float(value), step, 0
             if self.training.keep == "best" and step < self.total_steps:
                 checkpoint.save(self._best_folder(step), self.engine, self._state(), weights_only=True)
             return
@@ -200,7 +205,7 @@ class Fit:
         self._recorder.samples = self._recorder.tokens = 0
         checkpoint.save(self.folder / f"step_{step:08d}", self.engine, self._state())
         if distributed.is_main():
-            checkpoint.prune(self.folder, self.training.keep_last)
+            checkpoint.prune(self.folder, self.training.keep_last, step)
             checkpoint.prune_best(self.folder)
 
     def _best_folder(self, step: int) -> Path:
@@ -213,9 +218,12 @@ class Fit:
         best_step = self.progress.best_step
         if self.training.keep != "best" or best_step is None or best_step == self.progress.step:
             return
-        store = checkpoint.Store(self._best_folder(best_step))
-        if store.state["identity"] != self.identity:
-            raise checkpoint.Damaged("the best weights are of another training")
+        store, fault = checkpoint.opened(self._best_folder(best_step), self.identity)
+        if store is None:
+            self.outcome.warnings.append(
+                f"the best weights (step {best_step}) can't be used, the last are handed on: their checkpoint {fault}"
+            )
+            return
         checkpoint.load(store, self.engine, weights_only=True)
 
     def _event(self, event: str, step: int, **more: Any) -> None:

@@ -81,8 +81,9 @@ class Distillation(L.LightningModule):
         sum_L = torch.zeros_like(count_L, dtype=torch.float64)
         for number, batch in enumerate(micro_batches, start=1):
             teacher_logits = self.teacher(batch) if self.teacher else None
-            loss, sums = self.engine.forward(batch, teacher_logits, scale_L)
-            self.engine.backward(loss, last=number == len(micro_batches))
+            last = number == len(micro_batches)
+            loss, sums = self.engine.forward(batch, teacher_logits, scale_L, last=last)
+            self.engine.backward(loss, last=last)
             sum_L += sums
         lr = learning_rate(self.step, self.total_steps, **self.schedule)
         norm = self.engine.step(lr)

@@ -91,7 +91,8 @@ def sharded(folder: Path, make: Callable[[], nn.Module], device: torch.device) -
     from distill_system.training.zero import quiet
 
     quiet(deepspeed)
-    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=SHARDED, dtype=torch.float32):
+    # No dtype: from a config without fp16 and bf16, Init takes float32. Given dtype=torch.float32 on a CPU, DeepSpeed 0.19 takes bf16 without a word.
+    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=SHARDED):
         model = make()
     fill(model, folder)
     model.eval().requires_grad_(False)
@@ -111,6 +112,7 @@ def fill(model: nn.Module, folder: Path) -> None:
             raise RuntimeError(
                 f"{name} has shape {tuple(places[name].shape)} in {folder}, the model wants {tuple(parameter.ds_shape)}"
             )
+        assert parameter.ds_tensor.dtype == torch.float32, parameter.ds_tensor.dtype
         share = parameter.ds_tensor.ds_numel
         start = min(distributed.rank() * share, parameter.ds_numel)
         stop = min(start + share, parameter.ds_numel)

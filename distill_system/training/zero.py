@@ -52,7 +52,7 @@ class ZeroEngine:
         )
         self.base = self.optimizer.optimizer
 
-    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
         return self.engine(batch, teacher, scale_L)
 
     def evaluate(self, batch: Batch) -> Tensor:

@@ -34,7 +34,8 @@ def four(two, folder):
 def same_losses(run, reference, steps=range(1, STEPS + 1), tolerance=CLOSE):
     for step in map(str, steps):
         for key, value in reference["loss"][step].items():
-            assert run["loss"][step][key] == pytest.approx(value, rel=tolerance, abs=1e-8), (step, key)
+            bound = 1e-3 if key == "grad_norm" else tolerance  # a norm is a root of a sum of small squares
+            assert run["loss"][step][key] == pytest.approx(value, rel=bound), (step, key)
 
 
 def distance(run, reference):
@@ -48,7 +49,7 @@ def distance(run, reference):
 def test_every_step_is_logged_and_losses_fall(two):
     loss = two["straight"]["ddp"]["loss"]
     assert list(loss) == [str(step) for step in range(1, STEPS + 1)]
-    assert loss[str(STEPS)]["loss"] < 0.95 * loss["1"]["loss"]
+    assert loss[str(STEPS)]["loss/soft"] < 0.5 * loss["1"]["loss/soft"]
     assert loss["3"]["loss"] == pytest.approx(loss["3"]["loss/soft"] + 0.5 * loss["3"]["loss/hard"], rel=1e-6)
 
 
@@ -61,7 +62,7 @@ def test_strategies_agree(two, strategy):
 def test_validation_is_the_same(two, one, four):
     reference = two["straight"]["ddp"]["valid"][0]
     for run in (two["straight"]["zero3"], one["straight"]["single"], four["straight"]["zero3"]):
-        assert run["valid"][0]["valid/samples"] == reference["valid/samples"] == 7
+        assert run["valid"][0]["valid/samples"] == reference["valid/samples"] == 6
         assert run["valid"][0]["valid/nll"] == pytest.approx(reference["valid/nll"], rel=1e-4)
 
 
