@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         leave(failure)
         return failure.status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # where ranks were at work, the launcher has told already
         return 1
 
 

@@ -117,6 +117,7 @@ def run_phase(
         record_end(name, Gate(**(phase_config.get("gate") or {})), manifest, scribe, context, result, began)
     elif distributed.is_main():
         scribe.close_progress()
+        manifest.update(name, seconds_before=round(before.get("seconds_before", 0) + time.time() - began, 1))
     distributed.barrier()
     if not distributed.is_main():
         manifest.phases = Manifest.read(manifest.folder, manifest.run).phases

@@ -66,6 +66,13 @@ class Signature:
     open: bool = False
 
 
+def in_words(value: Any) -> str:
+    """A value as a config spells it: null, true and false; texts in quotes."""
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
+
+
 def check(value: Any, annotation: Any, key: str) -> list[Problem]:
     """Problems of one value against one annotation; an annotation this module doesn't know accepts everything."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -74,7 +81,7 @@ def check(value: Any, annotation: Any, key: str) -> list[Problem]:
     if origin is Annotated:
         problems = check(value, arguments[0], key)
         limits = [extra for extra in arguments[1:] if isinstance(extra, Range) and not problems and value not in extra]
-        return problems + [Problem(key, f"is {value!r}, must be {limit}") for limit in limits]
+        return problems + [Problem(key, f"is {in_words(value)}, must be {limit}") for limit in limits]
     if origin in (Union, types.UnionType):
         branches = [check(value, argument, key) for argument in arguments]
         # The branch that got furthest speaks: a range is more telling than "must be null".
@@ -85,21 +92,18 @@ def check(value: Any, annotation: Any, key: str) -> list[Problem]:
     if origin is Literal:
         if value in arguments and type(value) in {type(argument) for argument in arguments}:
             return []
-        return [
-            Problem(
-                key,
-                f"is {value!r}{nearest(str(value), map(str, arguments))}, must be one of {', '.join(map(str, arguments))}",
-            )
-        ]
+        close = nearest(str(value), map(str, arguments))
+        words = f"is {in_words(value)}{close if 'did you mean' in close else ''}, must be "
+        return [Problem(key, words + ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments)))]
     if origin is list or annotation is list:
         if not isinstance(value, list):
-            return [Problem(key, f"is {value!r}, must be a list such as [a,b]")]
+            return [Problem(key, f"is {in_words(value)}, must be a list such as [a,b]")]
         return [
             p for i, item in enumerate(value) for p in check(item, arguments[0] if arguments else Any, f"{key}[{i}]")
         ]
     if origin is dict or annotation is dict:
         if not isinstance(value, dict):
-            return [Problem(key, f"is {value!r}, must be a group of named settings")]
+            return [Problem(key, f"is {in_words(value)}, must be a group of named settings")]
         return [
             p for name, item in value.items() for p in check(item, arguments[1] if arguments else Any, f"{key}.{name}")
         ]
@@ -108,7 +112,7 @@ def check(value: Any, annotation: Any, key: str) -> list[Problem]:
             return [
                 Problem(
                     key,
-                    f"is {value!r}, must be a group of settings ({', '.join(f.name for f in dataclasses.fields(annotation))})",
+                    f"is {in_words(value)}, must be a group of settings ({', '.join(f.name for f in dataclasses.fields(annotation))})",
                 )
             ]
         return check_parameters(value, signature_of_dataclass(annotation), key)
@@ -123,7 +127,7 @@ def _check_plain(value: Any, annotation: Any, key: str) -> list[Problem]:
     wrong_bool = isinstance(value, bool) and annotation in (int, float)
     if isinstance(value, accepted) and not wrong_bool:
         return []
-    return [Problem(key, f"is {value!r}, must be {words[annotation]}")]
+    return [Problem(key, f"is {in_words(value)}, must be {words[annotation]}")]
 
 
 def check_parameters(values: dict[str, Any], signature: Signature, key: str) -> list[Problem]:

@@ -6,7 +6,8 @@ from typing import Any
 from distill_system.config.check import check_node, refuse_if_any
 from distill_system.config.compose import compose
 from distill_system.config.instantiate import instantiate
-from distill_system.errors import Problem, refuse
+from distill_system.data.base import SPLITS
+from distill_system.errors import Problem, nearest, refuse
 from distill_system.files import write_json
 
 OWN = ("teacher", "split", "limit", "batch_size", "json")
@@ -23,6 +24,7 @@ def main(words: list[str], *, config_dir: str | None = None) -> int:
     node = composition.config["data"]
     allowed = ["distill_system", *composition.config["config"]["allowed_targets"]]
     problems = composition.problems + check_node(node, "data", allowed)
+    problems += _setting_problems(settings, overrides)
     numbers = {key: _number(settings, key, problems) for key in ("limit", "batch_size")}
     refuse_if_any(problems)
     source = instantiate(node)
@@ -46,6 +48,19 @@ def main(words: list[str], *, config_dir: str | None = None) -> int:
     if "json" in settings:
         write_json(Path(settings["json"]), figures)
     return 0
+
+
+def _setting_problems(settings: dict[str, str], overrides: list[str]) -> list[Problem]:
+    """Keys that mean nothing here, and a split that there isn't."""
+    problems = []
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0].partition("@")[0] not in ("data", "config"):
+            problems.append(Problem(key, f"is not a setting here{nearest(key, [*OWN, 'data'])}"))
+    split = settings.get("split", "test")
+    if split not in SPLITS:
+        problems.append(Problem("split", f"is '{split}'{nearest(split, SPLITS)}, must be one of {', '.join(SPLITS)}"))
+    return problems
 
 
 def show(folder: Path, figures: dict[str, Any]) -> None:

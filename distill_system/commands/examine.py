@@ -15,6 +15,7 @@ from distill_system.config.plan import run_folder
 from distill_system.data.collate import Batch, collate
 from distill_system.errors import Refusal
 from distill_system.manifest import Manifest
+from distill_system.models.common import quiet
 from distill_system.phases.base import Context, build_student, load_data
 from distill_system.phases.teachers import load_teacher
 from distill_system.scheduling.rank import quiet_libraries
@@ -33,7 +34,7 @@ def examine(config: dict[str, Any]) -> Iterator[Line]:
     device = torch.device("cpu")
     distributed.start(device)
     manifest = Manifest.read(run_folder(config), config["run"]["name"])
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, quiet():  # bars of libraries would tear the lines apart
         artifacts: dict[str, Path] = {}
         for name in config["phases"]:
             yield from examine_phase(name, config, manifest, artifacts, Path(scratch), device)

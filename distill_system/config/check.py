@@ -1,57 +1,110 @@
 """Every problem of a config, found from its values alone: before torch is imported, a process started or a file written."""
 
-import dataclasses
+import copy
 import re
+from collections.abc import Callable
 from typing import Any
 
+from distill_system.config.across import check_gate, check_losses, check_monitor, check_training
 from distill_system.config.compose import MISSING
-from distill_system.config.graph import check_graph
+from distill_system.config.graph import check_lengths, check_model, check_order, check_teachers
 from distill_system.config.instantiate import instantiate, training_of
+from distill_system.config.kinship import check_kinship
 from distill_system.errors import Problem, Refusal, nearest
-from distill_system.evaluation.names import DEFAULT_METRIC, METRICS
-from distill_system.hardware import visible_gpus
-from distill_system.schema import Parameter, Signature, check_parameters, signature_of_dataclass, signature_of_target
+from distill_system.schema import (
+    Parameter,
+    Signature,
+    check_parameters,
+    in_words,
+    signature_of_dataclass,
+    signature_of_target,
+)
 from distill_system.settings import Config, Gate, Run, Training
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
+OWN_FOLDERS = ("report", "wandb", "checkpoints")
 ROOT = Signature({key: Parameter() for key in ("run", "seed", "config", "phases", "training", "data", "tracking")}, {})
 
 
 def check(config: dict[str, Any]) -> list[Problem]:
-    """All problems. Values are checked first; what spans several fields only where the fields themselves are right."""
-    problems = _missing_values(config, "")
-    problems += check_parameters(config, ROOT, "")
-    allowed = ["distill_system", *config.get("config", {}).get("allowed_targets", [])]
+    """All problems: each value first, then what spans several, where a wrong value stands aside for its default."""
+    problems = check_values(config)
+    wrong = {problem.key for problem in problems}
+    sound = without(config, wrong) if problems else config
+    found = check_across(sound, tolerant=bool(problems))
+    return unique(problems + [p for p in found if not any(related(p.key, key) for key in wrong)])
+
+
+def check_values(config: dict[str, Any]) -> list[Problem]:
+    """Each value against the signature or dataclass that it belongs to."""
+    missing = _missing_values(config, "")
+    problems = check_parameters(config, ROOT, "")
+    own = config.get("config")
+    trusted = own.get("allowed_targets") if isinstance(own, dict) else None
+    allowed = ["distill_system", *(trusted if isinstance(trusted, list) else [])]
     for key, settings in (("run", Run), ("training", Training), ("config", Config)):
-        problems += check_parameters(config.get(key, {}), signature_of_dataclass(settings), key)
-    if not isinstance(config.get("seed"), int) or config["seed"] < 0:
-        problems.append(Problem("seed", f"is {config.get('seed')!r}, must be a whole number >= 0"))
+        problems += check_group(config.get(key, {}), settings, key)
+    seed = config.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        problems.append(Problem("seed", f"is {in_words(seed)}, must be a whole number >= 0"))
     problems += _check_names(config)
     for key in ("data", "tracking"):
         problems += check_node(config.get(key), key, allowed)
-    phases = config.get("phases") or {}
-    if not phases:
+    phases = config.get("phases")
+    if not isinstance(phases, dict) or not phases:
         problems.append(Problem("phases", "is empty: nothing to run; choose one with experiment=demo_quick"))
+    elif isinstance(phases, dict):
+        for name in phases:
+            problems += _check_phase(name, phases, allowed)
+    absent = {problem.key for problem in missing}
+    return missing + [problem for problem in problems if problem.key not in absent]
+
+
+def check_across(config: dict[str, Any], *, tolerant: bool) -> list[Problem]:
+    """What spans several fields. Once there is a problem (`tolerant`: before), a check that is thereby left without its values says nothing."""
+    problems: list[Problem] = []
+
+    def tell(check: Callable[..., list[Problem]], *values: Any) -> None:
+        try:
+            problems.extend(check(*values))
+        except Exception:
+            if not tolerant and not problems:
+                raise
+
+    phases = config.get("phases")
+    if not isinstance(phases, dict) or not phases:
+        return []
     for name, phase in phases.items():
-        problems += _check_phase(phase, f"phases.{name}", allowed)
-    if problems:
-        return _unique(problems)
-    problems = check_graph(config)
-    for name in phases:
-        problems += check_training(training_of(config, name), config["training"], name)
-    source = instantiate(config["data"])
-    problems += source.problems("data")
+        tell(check_order, config, name)
+        tell(check_teachers, phase, name)
+        tell(lambda n=name, p=phase: check_training(p, n, training_of(config, n), config["training"]))
     for name, phase in phases.items():
-        problems += _check_gate(phase, name, source.task)
-        problems += _check_monitor(training_of(config, name), name, source.task)
-        problems += _check_losses(phase, name, source.task)
-    return _unique(problems)
+        tell(lambda n=name: check_model(config, n, task_of(config)))
+        tell(lambda n=name, p=phase: check_gate(p, n, task_of(config)))
+        tell(lambda n=name, p=phase: check_monitor(p, n, training_of(config, n), task_of(config)))
+        tell(lambda n=name, p=phase: check_losses(p, n, task_of(config)))
+    tell(lambda: instantiate(config["data"]).problems("data"))
+    tell(check_lengths, config)
+    tell(check_kinship, config)
+    return unique(problems)
+
+
+def task_of(config: dict[str, Any]) -> str:
+    return str(instantiate(config["data"]).task)
+
+
+def check_group(values: Any, settings: type, key: str) -> list[Problem]:
+    signature = signature_of_dataclass(settings)
+    if not isinstance(values, dict):
+        known = ", ".join(signature.parameters)
+        return [Problem(key, f"is {in_words(values)}, must be a group of settings ({known})")]
+    return check_parameters(values, signature, key)
 
 
 def check_node(node: Any, key: str, allowed: list[str]) -> list[Problem]:
     """A node with a `_target_`, and every node below it, against the signatures of their targets."""
     if not isinstance(node, dict):
-        return [Problem(key, f"is {node!r}, must be a group of settings")]
+        return [Problem(key, f"is {in_words(node)}, must be a group of settings")]
     problems = []
     if "_target_" in node:
         target = str(node["_target_"])
@@ -63,160 +116,86 @@ def check_node(node: Any, key: str, allowed: list[str]) -> list[Problem]:
         except LookupError as error:
             return [Problem(f"{key}._target_", f"is '{target}', but {error.args[0]}")]
     for name, value in node.items():
-        if isinstance(value, dict):
-            problems += check_node(value, f"{key}.{name}", allowed)
+        parts = [(f"{key}.{name}", value)]
+        if isinstance(value, list):  # a node may hide in a list
+            parts = [(f"{key}.{name}[{i}]", item) for i, item in enumerate(value)]
+        for place, part in parts:
+            problems += check_node(part, place, allowed) if isinstance(part, dict) else []
     return problems
 
 
-def _check_phase(phase: Any, key: str, allowed: list[str]) -> list[Problem]:
+def _check_phase(name: str, phases: dict[str, Any], allowed: list[str]) -> list[Problem]:
+    phase, key = phases[name], f"phases.{name}"
     if not isinstance(phase, dict) or "_target_" not in phase:
-        return [Problem(key, "is no phase: add one with +phases@" + key + "=finetune or distill")]
+        real = [other for other, node in phases.items() if isinstance(node, dict) and "_target_" in node]
+        return [Problem(key, f"is no phase{nearest(name, real)}; a new one is added with +phases@{key}=finetune")]
     problems = check_node(phase, key, allowed)
-    if not isinstance(phase.get("model"), dict) or "_target_" not in phase["model"]:
-        problems.append(
-            Problem(f"{key}.model", f"is not chosen; add +models@{key}.model=hub (or another choice of conf/models)")
-        )
-    training = phase.get("training")
-    if training is not None:
-        partial = dataclasses.replace(signature_of_dataclass(Training))
-        problems += check_parameters(training, partial, f"{key}.training") if isinstance(training, dict) else []
-    problems += check_parameters(phase.get("gate") or {}, signature_of_dataclass(Gate), f"{key}.gate")
+    known = {problem.key for problem in problems}
+    model = phase.get("model")
+    if f"{key}.model" not in known and (not isinstance(model, dict) or "_target_" not in model):
+        text = f"is not chosen; add +models@{key}.model=hub (or another choice of conf/models)"
+        problems.append(Problem(f"{key}.model", text))
+    if isinstance(phase.get("training"), dict):
+        problems += check_group(phase["training"], Training, f"{key}.training")
+    problems += check_group(phase["gate"], Gate, f"{key}.gate") if phase.get("gate") is not None else []
     losses = phase.get("losses")
-    if not isinstance(losses, dict) or not losses:
+    if f"{key}.losses" in known:
+        return problems
+    if not losses:
         problems.append(Problem(f"{key}.losses", "is empty, a phase needs at least one loss"))
         return problems
-    for name, loss in losses.items():
-        if not isinstance(loss, dict) or "_target_" not in loss:
-            problems.append(
-                Problem(f"{key}.losses.{name}", f"is no loss; add one with +losses@{key}.losses.{name}=hard_label")
-            )
-    return problems
-
-
-def check_training(training: Training, shared: dict[str, Any], phase: str) -> list[Problem]:
-    """What spans several of a phase's training settings."""
-    problems = []
-    key = "training"
-    ranks = training.devices * training.nodes
-    for fixed in ("devices", "nodes", "accelerator"):
-        if getattr(training, fixed) != shared.get(fixed, getattr(Training, fixed)):
-            message = f"is {getattr(training, fixed)}, but all phases of a run share their ranks; set training.{fixed}"
-            problems.append(Problem(f"phases.{phase}.training.{fixed}", message))
-    if training.strategy == "single" and ranks != 1:
-        problems.append(
-            Problem(f"{key}.strategy", f"is single, which runs on one rank, with {ranks} ranks; add training.devices=1")
-        )
-    share = ranks * training.accumulation
-    if training.batch_size % share:
-        lower, upper = training.batch_size // share * share, -(-training.batch_size // share) * share
-        fix = f"{lower} or {upper}" if lower else f"{upper}"
-        message = f"is {training.batch_size}, must divide by ranks x accumulation = {ranks} x {training.accumulation}; nearest: {fix}"
-        problems.append(Problem(f"{key}.batch_size", message))
-    if training.max_steps is None and training.max_epochs is None:
-        problems.append(Problem(f"{key}.max_steps", "and training.max_epochs are both null: the phase would never end"))
-    gpus = visible_gpus()
-    if training.accelerator == "gpu" and gpus == 0:
-        problems.append(
-            Problem(f"{key}.accelerator", "is gpu, but this machine shows none; use training.accelerator=cpu")
-        )
-    if training.accelerator != "cpu" and 0 < gpus < training.devices and training.nodes == 1:
-        problems.append(Problem(f"{key}.devices", f"is {training.devices}, but this machine has {gpus} GPUs"))
-    if training.precision == "fp16" and (training.accelerator == "cpu" or gpus == 0):
-        problems.append(
-            Problem(f"{key}.precision", "is fp16, which needs a GPU; use fp32 (or bf16, slow on most CPUs)")
-        )
-    return problems
-
-
-def _check_gate(phase: dict[str, Any], name: str, task: str) -> list[Problem]:
-    gate = Gate(**(phase.get("gate") or {}))
-    key = f"phases.{name}.gate"
-    if gate.metric is None:
-        bound = "at_least" if gate.at_least is not None else "at_most" if gate.at_most is not None else None
-        return (
-            [Problem(f"{key}.metric", f"is null, but {key}.{bound} is set; choose one of {', '.join(METRICS[task])}")]
-            if bound
-            else []
-        )
-    if gate.metric not in METRICS[task]:
-        return [
-            Problem(
-                f"{key}.metric",
-                f"is '{gate.metric}', which a {task} task doesn't have{nearest(gate.metric, METRICS[task])}",
-            )
-        ]
-    if gate.at_least is None and gate.at_most is None:
-        return [Problem(f"{key}.at_least", f"is null: the gate on {gate.metric} has no bound; set at_least or at_most")]
-    return []
-
-
-def _check_monitor(training: Training, name: str, task: str) -> list[Problem]:
-    if training.monitor is None or training.monitor in METRICS[task]:
-        return []
-    fix = nearest(training.monitor, METRICS[task])
-    return [
-        Problem(
-            "training.monitor",
-            f"is '{training.monitor}' in phase {name}, which a {task} task doesn't have{fix}; null: {DEFAULT_METRIC[task]}",
-        )
-    ]
-
-
-def _check_losses(phase: dict[str, Any], name: str, task: str) -> list[Problem]:
-    problems = []
-    teachers = [t for t in (phase.get("teachers") or {}).values() if t.get("phase") or t.get("model")]
-    weights = []
-    for loss_name, loss in phase["losses"].items():
-        key = f"phases.{name}.losses.{loss_name}"
-        attributes = signature_of_target(loss["_target_"]).attributes
-        weights.append(loss.get("weight", 1.0))
-        if attributes.get("needs_teacher") and not teachers:
-            fix = f"set phases.{name}.teachers.main.phase" if "teachers" in phase else f"remove it with ~{key}"
-            problems.append(
-                Problem(
-                    key, f"({loss['_target_'].rpartition('.')[2]}) needs a teacher and phase {name} has none; {fix}"
-                )
-            )
-        tasks = attributes.get("tasks")
-        if tasks and task not in tasks:
-            problems.append(
-                Problem(
-                    key,
-                    f"({loss['_target_'].rpartition('.')[2]}) has no meaning for a {task} task, only for {', '.join(tasks)}",
-                )
-            )
-    if not any(weights):
-        problems.append(Problem(f"phases.{name}.losses", "have weights that sum to 0: nothing would be learned"))
+    real = [loss for loss, node in losses.items() if isinstance(node, dict) and "_target_" in node]
+    for loss in losses:
+        if loss not in real:
+            place = f"{key}.losses.{loss}"
+            text = f"is no loss{nearest(loss, real)}; a new one is added with +losses@{place}=hard_label"
+            problems.append(Problem(place, text))
     return problems
 
 
 def _check_names(config: dict[str, Any]) -> list[Problem]:
+    """Names that become names of folders."""
     problems = []
-    names = {"run.name": config.get("run", {}).get("name")} | {
-        f"phases.{name}": name for name in config.get("phases") or {}
-    }
+    phases, run = config.get("phases"), config.get("run")
+    names = {"run.name": run.get("name")} if isinstance(run, dict) else {}
+    names |= {f"phases.{name}": name for name in phases} if isinstance(phases, dict) else {}
     for key, name in names.items():
         if name is None:
-            problems.append(Problem(key, "is null and no experiment gives it; add run.name=NAME"))
+            if phases:
+                problems.append(Problem(key, "is null and no experiment gives it; add run.name=NAME"))
         elif not NAME.fullmatch(str(name)) or len(str(name)) > 150:
-            problems.append(
-                Problem(
-                    key, f"is {name!r}, must be a plain name (letters, digits, '_', '-', '.'), as it names a folder"
-                )
-            )
-    for name in config.get("phases") or {}:
-        if name in ("report", "wandb", "checkpoints"):
-            problems.append(Problem(f"phases.{name}", "is a folder of the run itself; choose another name"))
+            text = f"is {name!r}, must be a plain name (letters, digits, '_', '-', '.'), as it names a folder"
+            problems.append(Problem(key, text))
+        elif key != "run.name" and name in OWN_FOLDERS:
+            problems.append(Problem(key, "is a folder of the run itself; choose another name"))
     return problems
 
 
 def _missing_values(value: Any, key: str) -> list[Problem]:
     if isinstance(value, dict):
         return [p for name, item in value.items() for p in _missing_values(item, f"{key}.{name}" if key else str(name))]
-    return [Problem(key, "must be given and has no default")] if value == MISSING else []
+    return [Problem(key, f"must be given and has no default; add {key}=VALUE")] if value == MISSING else []
 
 
-def _unique(problems: list[Problem]) -> list[Problem]:
+def without(config: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """The config without the leaves of these keys (`training.lr`, `data.files[2]`); a node whose `_target_` is refused goes whole, with what is in it."""
+    kept = copy.deepcopy(config)
+    for key in keys:
+        node: Any = kept
+        *path, last = key.partition("[")[0].removesuffix("._target_").split(".")
+        for name in path:
+            node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return kept
+
+
+def related(key: str, other: str) -> bool:
+    """Whether one key is the other, or lies below it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def unique(problems: list[Problem]) -> list[Problem]:
     return list(dict.fromkeys(problems))
 
 

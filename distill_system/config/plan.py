@@ -1,6 +1,7 @@
 """What a run will do with what lies in its folder: skip, continue or refuse; decided before any process starts."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ from typing import Any
 from distill_system.config.graph import references
 from distill_system.config.instantiate import instantiate, training_of
 from distill_system.errors import Problem
+from distill_system.files import read_json
 from distill_system.manifest import Manifest, determining, differences
+
+LOCK = ".lock"  # in a run folder: who works on it
 
 
 def run_folder(config: dict[str, Any]) -> Path:
@@ -46,10 +50,39 @@ def is_finished(config: dict[str, Any], manifest: Manifest) -> bool:
     return all(manifest.finished(name) for name in config["phases"])
 
 
+def check_folder(config: dict[str, Any]) -> list[Problem]:
+    """Whether the run folder can be made, and isn't a folder of something else."""
+    folder, settings = run_folder(config), config["run"]
+    above = folder
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        key = "run.name" if above == folder else "run.dir"
+        return [Problem(key, f"is '{settings[key[4:]]}', but {above} is a file; choose another")]
+    if not os.access(above, os.W_OK | os.X_OK):
+        return [Problem("run.dir", f"is '{settings['dir']}', but {above} can't be written to; choose another")]
+    if above == folder and not is_run(folder) and any(not path.name.startswith(".") for path in folder.iterdir()):
+        text = (
+            f"is '{settings['name']}', but {folder} holds something else than a run; choose another run.name or run.dir"
+        )
+        return [Problem("run.name", text)]
+    return []
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in the folder: its lock or its manifest lies there."""
+    if (folder / LOCK).is_file():
+        return True
+    try:
+        return "phases" in read_json(folder / "manifest.json")
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def start_afresh(folder: Path) -> None:
     """Removes an earlier run; never a folder that isn't one."""
-    if (folder / "manifest.json").is_file() or (folder / "config.yaml").is_file():
+    if (folder / "manifest.json").is_file() and is_run(folder):
         for path in folder.iterdir():
-            if path.name == ".lock":
+            if path.name == LOCK:
                 continue
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

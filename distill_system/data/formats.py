@@ -1,5 +1,6 @@
 """Reads csv, tsv, jsonl, parquet and text files into columns of texts, and says in words what is wrong with a file."""
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -139,6 +140,12 @@ def _read_csv(file: Path, kind: str, wanted: set[str], key: str) -> tuple[list[s
             key,
             f"{file.name} is not a {kind} file that can be read: {reason}; put texts with separators into double quotes",
         ) from error
+    header = next(csv.reader(io.StringIO(text.lstrip("\r\n")), delimiter="\t" if kind == "tsv" else ","), [])
+    doubled = sorted(name for name in wanted if header.count(name) > 1)
+    if doubled:  # the library would take the first and say nothing
+        raise refuse(
+            key, f"{file.name} has {header.count(doubled[0])} columns named {doubled[0]!r}; rename all but one"
+        )
     columns: Columns = {}
     for name in wanted & set(table.columns):
         cells = table[name].tolist()  # a short row's missing cells are NaN

@@ -101,6 +101,11 @@ class Hub:
         return folder if folder is not None and folder.is_dir() else None
 
     @property
+    def remote(self) -> bool:
+        """Whether reading it may take a download."""
+        return not self._saved
+
+    @property
     def _saved(self) -> bool:
         return self._folder is not None and any(
             (self._folder / name).is_file() for name in ("dataset_dict.json", "state.json")

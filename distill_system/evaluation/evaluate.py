@@ -16,7 +16,7 @@ from distill_system.data.base import Source
 from distill_system.data.collate import Batch, collate
 from distill_system.data.tokens import TokenStore, tokenise
 from distill_system.errors import Problem, Refusal, refuse
-from distill_system.evaluation.latency import measure_model
+from distill_system.evaluation.latency import measure
 from distill_system.evaluation.load import load_model
 from distill_system.evaluation.metrics import (
     agreement,
@@ -181,7 +181,9 @@ def evaluate_folder(
         else np.unique(np.linspace(0, len(store) - 1, min(limit, len(store))).astype(int))
     )
     model.to(device)
-    measured = measure_model(model, next(_batches(store, indices[:256], 256, tokenizer.pad_token_id)))
+    measured = measure(
+        path, source.task, next(_batches(store, indices[:256], 256, tokenizer.pad_token_id)), device=device
+    )
     teachers = {}
     if guide is not None:
         guide.to(device)

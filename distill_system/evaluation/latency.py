@@ -4,6 +4,8 @@ Figures hold for this machine and this number of threads. They compare models th
 """
 
 import contextlib
+import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -75,8 +77,8 @@ def rows_of(batch: Batch, count: int) -> dict[str, Tensor]:
 
 def measure_model(
     model: nn.Module, batch: Batch, *, sizes: tuple[int, ...] = (1, 32), budget_s: float = 5.0
-) -> dict[str, Any]:
-    """`{"latency": {"batch_1": ..., "batch_32": ...}, "peak_memory_bytes": ...}` of a model that is loaded.
+) -> dict[str, dict[str, float]]:
+    """`{"batch_1": {"p50_ms", ...}, "batch_32": ...}` of a model that is loaded.
 
     Args:
         model: whole, on the device to be measured.
@@ -85,41 +87,50 @@ def measure_model(
         budget_s: seconds over all sizes.
     """
     figures = {}
-    with peak_memory(next(model.parameters()).device) as peak:
-        for rows in sizes:
-            # A large batch needs more of the time, but a small one needs some: a quarter for 1, three quarters for 32.
-            share = (rows + max(sizes) / 2) / (sum(sizes) + len(sizes) * max(sizes) / 2)
-            figures[f"batch_{rows}"] = latency(model, rows_of(batch, rows), budget_s=budget_s * share)
-    return {"latency": figures, "peak_memory_bytes": peak["bytes"]}
+    for rows in sizes:
+        # A large batch needs more of the time, but a small one needs some: a quarter for 1, three quarters for 32.
+        share = (rows + max(sizes) / 2) / (sum(sizes) + len(sizes) * max(sizes) / 2)
+        figures[f"batch_{rows}"] = latency(model, rows_of(batch, rows), budget_s=budget_s * share)
+    return figures
 
 
 def measure(
     folder: Path | str, task: str, batch: Batch, *, device: torch.device | str = "cpu", budget_s: float = 5.0
 ) -> dict[str, Any]:
-    """`measure_model` of a saved model, loaded anew in float32 so that nothing of its training comes along."""
-    return measure_model(load_model(folder, task).to(device), batch, budget_s=budget_s)
+    """`{"latency": ..., "peak_memory_bytes": ...}` of a saved model, loaded anew in float32 so that nothing of its training comes along."""
+    with peak_memory(device) as peak:
+        figures = measure_model(load_model(folder, task).to(device), batch, budget_s=budget_s)
+    return {"latency": figures, "peak_memory_bytes": peak["bytes"]}
 
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device | str = "cpu") -> Iterator[dict[str, int | None]]:
-    """Afterwards `bytes` holds the most memory in use inside the block, None where the system doesn't tell.
+    """Afterwards `bytes` holds the most memory that the block used over what was in use before it; None where the system doesn't tell.
 
-    On a GPU the tensors (`torch.cuda.max_memory_allocated`); on a CPU the resident memory of the *whole process*, libraries included (VmHWM, which
-    Linux lets a process reset).
+    On a GPU the tensors (`torch.cuda.max_memory_allocated`); on a CPU the resident memory of the process (VmHWM, which Linux lets a process reset).
+    What an earlier owner freed is given back to the system first, or the block would live in it and seem to need nothing.
     """
     peak: dict[str, int | None] = {"bytes": None}
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:
+    if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         yield peak
-        peak["bytes"] = torch.cuda.max_memory_allocated(device)
+        peak["bytes"] = torch.cuda.max_memory_allocated(device) - before
         return
     try:
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # glibc only
+            ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
+        resident = _status("VmRSS")
     except OSError:
         yield peak
         return
     yield peak
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            peak["bytes"] = 1024 * int(line.split()[1])
+    peak["bytes"] = max(0, _status("VmHWM") - resident)
+
+
+def _status(key: str) -> int:
+    """Bytes that /proc/self/status tells under `key`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))

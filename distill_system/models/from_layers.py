@@ -78,7 +78,7 @@ class FromLayers:
         )
         config = recipe.config() if hasattr(recipe, "config") else None
         count = number_of_layers(config) if config else None
-        return problems + (self._range_problems(key, count) if count else [])
+        return problems + (self.range_problems(key, count) if count else [])
 
     def _choice_problems(self, key: str) -> list[Problem]:
         if self.layers == "even":
@@ -107,7 +107,7 @@ class FromLayers:
             )
         return problems
 
-    def _range_problems(self, key: str, count: int) -> list[Problem]:
+    def range_problems(self, key: str, count: int) -> list[Problem]:
         if self.layers == "even":
             if (self.num_layers or 0) <= count:
                 return []
@@ -181,7 +181,7 @@ class FromLayers:
     def _choose(self, count: int, key: str) -> list[int]:
         from distill_system.models.anatomy import even_layers
 
-        problems = self._choice_problems(key) + self._range_problems(key, count)
+        problems = self._choice_problems(key) + self.range_problems(key, count)
         if problems:
             raise refuse(problems[0].key, problems[0].message)
         return even_layers(count, self.num_layers or count) if self.layers == "even" else list(self.layers)

@@ -227,7 +227,7 @@ class Package:
             frozen=self.frozen,
         )
 
-    def _cached(self) -> Pretrained | None:
+    def cached(self) -> Pretrained | None:
         unpacked = package_folder(self.package, self.version, self.sha256)
         return self._inside(unpacked) if unpacked.is_dir() else None
 
@@ -238,7 +238,7 @@ class Package:
         if Path(self.folder).is_absolute() or ".." in Path(self.folder).parts:
             problems.append(Problem(f"{key}.folder", f"is {self.folder!r}, must be a folder inside the package"))
         problems += tokenizer_problems(self.tokenizer, key) + (needs_gguf(key, "gguf_file") if self.gguf_file else [])
-        cached = None if problems else self._cached()
+        cached = None if problems else self.cached()
         if cached is None:
             return problems
         if not Path(cached.name or "").is_dir():
@@ -251,11 +251,11 @@ class Package:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"recipe": "package"}
 
     def max_positions(self, artifacts: dict[str, Path]) -> int | None:
-        cached = self._cached()
+        cached = self.cached()
         return cached.max_positions(artifacts) if cached else None
 
     def config(self) -> dict[str, Any] | None:
-        cached = self._cached()
+        cached = self.cached()
         return cached.config() if cached else None
 
     def fetch(self) -> Pretrained:

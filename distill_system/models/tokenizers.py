@@ -22,10 +22,7 @@ def byte_tokenizer() -> "PreTrainedTokenizerBase":
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {PAD: 0, END: 1, UNKNOWN: 2} | {
-        symbol: FIRST_BYTE + byte for byte, symbol in enumerate(_byte_symbols())
-    }
-    vocabulary[BEGIN] = len(vocabulary)
+    vocabulary = byte_vocabulary()
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in (PAD, END, UNKNOWN, BEGIN)]
@@ -46,6 +43,12 @@ def byte_tokenizer() -> "PreTrainedTokenizerBase":
         "sep_token": END,
     }
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names)
+
+
+def byte_vocabulary() -> dict[str, int]:
+    """The tokens of `byte_tokenizer` and their ids, without the library that makes one."""
+    symbols = {symbol: FIRST_BYTE + byte for byte, symbol in enumerate(_byte_symbols())}
+    return {PAD: 0, END: 1, UNKNOWN: 2} | symbols | {BEGIN: FIRST_BYTE + len(symbols)}
 
 
 def _byte_symbols() -> list[str]:

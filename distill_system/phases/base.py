@@ -89,21 +89,19 @@ class Trained:
 
 
 def build_student(recipe: Any, context: Context) -> tuple[nn.Module, Any]:
-    """Model and tokenizer of a phase, the same on every rank; rank 0 fetches what isn't there yet."""
-    return distributed.main_first(
-        lambda: recipe.build(
-            task=context.task,
-            label_names=context.label_names,
-            artifacts=context.artifacts,
-            seed=context.phase_seed,
-            key=f"phases.{context.name}.model",
-        )
+    """Model and tokenizer of a phase, the same on every rank. All ranks build at once: caches below are locked while one fetches."""
+    return recipe.build(
+        task=context.task,
+        label_names=context.label_names,
+        artifacts=context.artifacts,
+        seed=context.phase_seed,
+        key=f"phases.{context.name}.model",
     )
 
 
 def load_data(context: Context, tokenizer: Any) -> Stores:
-    """Tokenised splits; rank 0 makes them, the others find them in the cache. Their warnings go into the report."""
-    stores = distributed.main_first(lambda: tokenise(context.source, tokenizer))
+    """Tokenised splits; whichever rank comes first makes them, the others find them in the cache. Their warnings go into the report."""
+    stores = tokenise(context.source, tokenizer)
     context.warnings += stores.summary["warnings"]
     return stores
 
@@ -131,7 +129,6 @@ def train(
     checkpoints = context.folder / "checkpoints"
     if distributed.is_main():
         remove_leftovers(checkpoints)
-        context.announce(total_steps)
     fit = Fit(
         engine,
         teacher=next(iter(teachers.values()), None),
@@ -151,6 +148,7 @@ def train(
         write=context.write,
         rewind=context.rewind,
         stop_asked=context.stop_asked,
+        announce=context.announce,
     )
     outcome = fit.run(context.device)
     context.warnings += outcome.warnings

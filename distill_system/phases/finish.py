@@ -78,12 +78,21 @@ def write_artifact(context: Context, trained: Trained, folder: Path, logits: Ten
         return
     batch = probe(trained, next(name for name in ("test", "validation", "train") if name in trained.stores))
     generation = getattr(trained.engine.objective.student, "generation_config", None)
+    forget_last_call(trained.tokenizer)
     with folder_atomic(folder) as temporary:
         write_model(temporary, weights, config, trained.tokenizer, generation_config=generation)
         tolerance = TOLERANCE[context.training.precision if context.training.strategy in ZERO_STRATEGIES else "fp32"]
         if context.training.precision != "fp32":
             tolerance = TOLERANCE[context.training.precision]
         verify(temporary, context.task, batch, logits, tolerance, tokenizer=trained.tokenizer)
+
+
+def forget_last_call(tokenizer: Any) -> None:
+    """Fast tokenizers keep the truncation of their last call and save it: an artifact's digest would hang on whether the token cache was warm."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
 
 
 def describe(context: Context, trained: Trained, predictions: Predictions, split: str, folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from distill_system.errors import Problem, Refusal
 from distill_system.evaluation.evaluate import phase_evaluation
 from distill_system.evaluation.metrics import chance
 from distill_system.evaluation.predict import predict
+from distill_system.export.dense import save_model
 from distill_system.files import folder_atomic
 from distill_system.models.alignment import align_labels, check_tokenizers, cut_vocabulary
 from distill_system.models.common import auto_class
@@ -60,8 +61,7 @@ def find(settings: TeacherSettings, context: Context) -> Path:
     if not (target / "config.json").is_file() and distributed.is_main():
         model, tokenizer = recipe.build(task=context.task, label_names=None, artifacts={}, seed=0)
         with folder_atomic(target) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+            save_model(temporary, model, tokenizer)  # `save_pretrained` would give some models their hub names back
     return target
 
 
@@ -97,6 +97,9 @@ def alignment(
 ) -> tuple[list[Problem], Callable[[Tensor], Tensor] | None]:
     """Problems, and what brings the teacher's logits into the student's order of classes or its range of words."""
     problems = check_tokenizers(teacher_tokenizer, tokenizer, key=key)
+    if len(tokenizer) > teacher_config.vocab_size:  # it reads the student's tokens
+        text = f"has {teacher_config.vocab_size} embeddings, the student's tokenizer has {len(tokenizer)} tokens"
+        problems.append(Problem(key, f"{text}; take the same tokenizer for both"))
     if context.task == "classification":
         aligned = align_labels(teacher_config.id2label, context.label_names or (), key=key)
         context.warnings += aligned.warnings
@@ -142,10 +145,10 @@ def warn_of_poor_teachers(
                 f"accuracy {said}, always naming the commonest class gives {limit:.3f}",
             )
         else:
-            said, limit = metrics["perplexity"], float(predictions.classes)
+            said, limit = metrics["perplexity"], float(predictions.classes)  # None where it overflows
             poor, words = (
-                said is not None and said >= limit,
-                f"perplexity {said}, guessing among all words gives {limit:.0f}",
+                metrics["tokens"] > 0 and (said is None or said >= limit),
+                f"perplexity {'infinite' if said is None else said}, guessing among all words gives {limit:.0f}",
             )
         if poor:
             context.warnings.append(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import signal
 import time
@@ -65,22 +66,23 @@ def leave(failure: Failure) -> None:
     Path(path).write_text(json.dumps(asdict(failure)))
 
 
-def first_failure(files: list[Path], codes: list[int | None]) -> Failure:
-    """The earliest failure that a rank has told of; a rank that was killed can't tell."""
+def first_failure(files: list[Path], codes: list[int | None], moment: float = math.inf) -> Failure:
+    """What came first: a rank that was killed, which can't tell, or the earliest failure that a rank has told of.
+
+    Args:
+        files: where ranks tell of their failures.
+        codes: of the ranks that had ended when the first bad end was seen; nobody had been killed from here by then.
+        moment: of that sight. Ranks that lose a peer complain of the connection after it.
+    """
     told = [Failure(**json.loads(path.read_text())) for path in files if path.is_file()]
-    # Ranks that lost a peer complain of the connection; the one with another story was first, whatever the clocks say.
     told.sort(key=lambda failure: (failure.time, failure.rank))
-    silent = [
-        (rank, code) for rank, code in enumerate(codes) if code is not None and code < 0 and code != -signal.SIGKILL
-    ]
+    killed = [(rank, -code) for rank, code in enumerate(codes) if code is not None and code < 0]
+    by_hand = [(rank, number) for rank, number in killed if number == signal.SIGKILL]  # or for want of memory
+    if by_hand or (killed and not any(failure.time <= moment for failure in told)):
+        rank, number = (by_hand or killed)[0]
+        hint = " (out of memory, if nobody did it by hand)" if number == signal.SIGKILL else ""
+        text = f"rank {rank} was killed by {signal.Signals(number).name}{hint}; the same command goes on from the last checkpoint"
+        return Failure("killed", text, FAILED, rank=rank)
     if told:
         return told[0]
-    for rank, code in silent or [(rank, code) for rank, code in enumerate(codes) if code is not None and code < 0]:
-        name = signal.Signals(-code).name
-        return Failure(
-            "killed",
-            f"rank {rank} was killed by {name}; the same command goes on from the last checkpoint",
-            FAILED,
-            rank=rank,
-        )
-    return Failure("crashed", f"a rank ended with status {codes}", FAILED)
+    return Failure("crashed", f"ranks ended with status {codes}, without a word", FAILED)

@@ -1,12 +1,14 @@
 """One process at a time may work on a run folder."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from distill_system.config.plan import LOCK
 from distill_system.errors import refuse
 
 
@@ -17,9 +19,14 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         Refusal: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    with open(path, "a+", encoding="utf-8") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (the next line's block closes it)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise refuse("run.dir", f"is '{folder.parent}', where no run folder can be made ({error.strerror})") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

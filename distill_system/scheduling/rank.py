@@ -5,16 +5,19 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from distill_system.scheduling.failure import describe, leave
 
 PR_SET_PDEATHSIG = 1
+PREEMPTED = 143
 
 
 def main(folder: Path) -> int:
     """Returns the exit status; a failure is written down for the launcher, which tells it once."""
     if os.environ.get("DISTILL_LAUNCHED"):
         die_with_parent()
+        signal.signal(signal.SIGTERM, _leave_at_once)  # until the pipeline listens; there is nothing to save yet
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the launcher, which asks all ranks to save
     try:
         import yaml
@@ -41,6 +44,12 @@ def die_with_parent() -> None:
     """A launcher that was killed leaves no ranks behind (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.environ["DISTILL_LAUNCHED"] not in ("1", str(os.getppid())):  # it was killed before it could be watched
+            os._exit(1)
+
+
+def _leave_at_once(number: int, frame: Any) -> None:
+    os._exit(PREEMPTED)
 
 
 def quiet_libraries() -> None:

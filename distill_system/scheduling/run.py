@@ -9,8 +9,8 @@ from typing import Any
 
 from distill_system.config.check import check, refuse_if_any
 from distill_system.config.compose import compose
-from distill_system.config.plan import compare, is_finished, run_folder, start_afresh
-from distill_system.errors import Problem, Refusal
+from distill_system.config.plan import check_folder, compare, is_finished, run_folder, start_afresh
+from distill_system.errors import Problem, Refusal, refuse
 from distill_system.files import write_atomic
 from distill_system.manifest import Manifest
 from distill_system.scheduling.local import given_ranks, launch
@@ -18,26 +18,39 @@ from distill_system.scheduling.lock import locked
 from distill_system.settings import Run, Training
 from distill_system.verdict import first_failed_gate
 
+SETTLE_S = 1.0  # in which rank 0 has removed what an earlier start left
+
 
 def composed(overrides: Sequence[str], config_dir: str | None) -> tuple[dict[str, Any], list[Problem]]:
-    """The config and all its problems."""
+    """The config and all its problems; what was left out of it is told on stderr."""
     if config_dir is not None:
-        sys.path.insert(
-            0, str(Path(config_dir).expanduser().resolve())
-        )  # a user's own modules lie beside the user's config
+        folder = str(Path(config_dir).expanduser().resolve())
+        if folder not in sys.path:  # a user's own modules lie beside the user's config
+            sys.path.insert(0, folder)
+            above = os.environ.get("PYTHONPATH")  # ranks import them too
+            os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{above}" if above else folder
     composition = compose(overrides, config_dir)
-    config = composition.config
-    if config["run"].get("name") is None:
-        config["run"]["name"] = composition.experiment
-    return config, composition.problems + check(config)
+    config, settings = composition.config, composition.config.get("run")
+    if isinstance(settings, dict):
+        name = settings.get("name")
+        settings["name"] = composition.experiment if name is None else str(name) if type(name) is int else name
+    if os.environ.get("RANK", "0") == "0":
+        for note in composition.notes:
+            print(note, file=sys.stderr)
+    found = check(config)
+    if any(problem.key == "experiment" for problem in composition.problems):  # nothing else can be judged without it
+        found = [p for p in found if p.key.partition(".")[0] not in ("phases", "data") and p.key != "run.name"]
+    return config, composition.problems + [p for p in found if p.key not in {q.key for q in composition.problems}]
 
 
 def run_or_sweep(overrides: list[str], *, config_dir: str | None, sweep: bool, command: str) -> int:
+    ranks = given_ranks()
+    if sweep and ranks is not None:
+        raise refuse("-m", "starts its members itself, one after another; run it outside of torchrun and srun")
     if sweep:
         from distill_system.scheduling.sweep import run_sweep
 
         return run_sweep(overrides, config_dir=config_dir, command=command)
-    ranks = given_ranks()
     if ranks is not None:
         return run_as_rank(overrides, config_dir, ranks, command)
     config, problems = composed(overrides, config_dir)
@@ -49,20 +62,32 @@ def run_here(config: dict[str, Any], command: str, prepare: Any = None) -> int:
     """Runs a checked config in this machine's processes; finished phases are skipped, a finished run only shows its table."""
     training, settings = Training(**config["training"]), Run(**config["run"])
     folder = run_folder(config)
+    refuse_if_any(check_folder(config) + check_nodes(config))
     with locked(folder):
         manifest = prepare_folder(folder, config, command)
         if prepare is not None:
             prepare(manifest)
         if is_finished(config, manifest) or first_failed_gate(config, manifest):
             return show_finished(folder, config, manifest)
-        if training.nodes > 1:
-            problem = Problem(
-                "training.nodes", f"is {training.nodes}: several nodes are started by srun or torchrun, not from here"
-            )
-            raise Refusal([problem])
         return launch(
             folder, ranks=training.devices, threads=training.threads, shutdown_timeout_s=settings.shutdown_timeout_s
         )
+
+
+def check_nodes(config: dict[str, Any]) -> list[Problem]:
+    """Several nodes can't be started from here; a run of several nodes that is finished can still be shown."""
+    nodes = config["training"]["nodes"]
+    if nodes == 1 or is_finished(config, read_manifest(config)):
+        return []
+    text = f"is {nodes}: several nodes are started by srun or torchrun, not from here; set training.nodes=1"
+    return [Problem("training.nodes", text)]
+
+
+def read_manifest(config: dict[str, Any]) -> Manifest:
+    try:
+        return Manifest.read(run_folder(config), config["run"]["name"])
+    except ValueError as error:
+        raise Refusal([Problem("run.name", str(error))]) from error
 
 
 def prepare_folder(folder: Path, config: dict[str, Any], command: str) -> Manifest:
@@ -71,10 +96,7 @@ def prepare_folder(folder: Path, config: dict[str, Any], command: str) -> Manife
 
     if config["run"]["overwrite"]:
         start_afresh(folder)
-    try:
-        manifest = Manifest.read(folder, config["run"]["name"])
-    except ValueError as error:
-        raise Refusal([Problem("run.name", str(error))]) from error
+    manifest = read_manifest(config)
     refuse_if_any(compare(config, manifest))
     stored = config | {"run": config["run"] | {"overwrite": False}}
     write_atomic(folder / "config.yaml", yaml.safe_dump(stored, sort_keys=False))
@@ -117,10 +139,14 @@ def run_as_rank(overrides: list[str], config_dir: str | None, ranks: int, comman
             raise Refusal(problems)
         return 2
     folder = run_folder(config)
+    problems = check_folder(config)
+    if problems and rank == 0:
+        raise Refusal(problems)
     if rank != 0:
         return _wait_and_run(folder, rank_main)
     with locked(folder):
         ticket = _ticket(folder)
+        ticket.unlink(missing_ok=True)  # of an earlier start under the same names
         try:
             manifest = prepare_folder(folder, config, command)
         except BaseException:
@@ -151,6 +177,7 @@ def _ticket(folder: Path) -> Path:
 def _wait_and_run(folder: Path, rank_main: Any) -> int:
     ticket = _ticket(folder)
     began = time.time()
+    time.sleep(SETTLE_S)
     while not (ticket.is_file() and ticket.stat().st_mtime > began - 60):
         if time.time() - began > 300:
             print(f"rank 0 prepared nothing in {folder} for 300 s", file=sys.stderr)

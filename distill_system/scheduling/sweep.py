@@ -1,15 +1,18 @@
 """`distill run -m`: the members of a sweep one after another, finished phases shared between them, a table and a plot at the end."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from distill_system.config.check import refuse_if_any
 from distill_system.config.compose import expand_sweep
 from distill_system.config.graph import references
-from distill_system.config.plan import run_folder, settings_of
-from distill_system.errors import Problem
+from distill_system.config.plan import is_run, run_folder, settings_of
+from distill_system.errors import Problem, Refusal, refuse
+from distill_system.files import digest_value
 from distill_system.manifest import Manifest, adopt, differences
+from distill_system.scheduling.failure import REFUSED, refusal_text
 from distill_system.scheduling.run import composed, run_here
 
 
@@ -31,13 +34,21 @@ def run_sweep(overrides: list[str], *, config_dir: str | None, command: str) -> 
             config["run"] |= {"dir": str(Path(config["run"]["dir"]) / sweep_name), "name": folder_name(own)}
         configs.append((own, config))
     refuse_if_any(list(dict.fromkeys(problems)))
+    distinct_names(configs)
+    if is_run(run_folder(configs[0][1]).parent):
+        name = run_folder(configs[0][1]).parent.name
+        raise refuse("run.name", f"is '{name}', a run of its own already; choose another run.name for the sweep")
     statuses: list[int] = []
     for own, config in configs:
         print(f"\n== {len(statuses) + 1} of {len(configs)}: {' '.join(own) or 'the only member'}", flush=True)
         others = [run_folder(other) for _, other in configs if other is not config]
-        status = run_here(
-            config, command, prepare=lambda manifest, config=config, others=others: share(config, manifest, others)
-        )
+        try:
+            status = run_here(
+                config, command, prepare=lambda manifest, config=config, others=others: share(config, manifest, others)
+            )
+        except Refusal as refusal:
+            print(refusal_text(refusal), file=sys.stderr)
+            status = REFUSED
         statuses.append(status)
         if status == 143:
             return status
@@ -52,6 +63,14 @@ def folder_name(values: list[str]) -> str:
         for key, _, value in (text.partition("=") for text in values)
     ]
     return re.sub(r"[^A-Za-z0-9_.,=+-]", "_", ",".join(short)).lstrip("_.,=+-")[:140] or "member"
+
+
+def distinct_names(configs: list[tuple[list[str], dict[str, Any]]]) -> None:
+    """Members whose values look alike as folder names get a digest of the values behind them."""
+    names = [config["run"]["name"] for _, config in configs]
+    for own, config in configs:
+        if names.count(config["run"]["name"]) > 1:
+            config["run"]["name"] += f"-{digest_value(own)[:6]}"
 
 
 def share(config: dict[str, Any], manifest: Manifest, others: list[Path]) -> None:

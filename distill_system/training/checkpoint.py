@@ -169,9 +169,8 @@ class Store:
                 path = self.folder / name
                 if not path.is_file():
                     raise Damaged(f"lacks {name}")
-                mine = (
-                    number % distributed.world() == distributed.rank()
-                )  # ranks share the reading, and what they found
+                # Ranks share the reading, and then what they found (`opened`).
+                mine = number % distributed.world() == distributed.rank()
                 if path.stat().st_size != entry["bytes"] or (mine and checksum(path) != entry["crc32"]):
                     raise Damaged(f"has a {name} that is truncated or was changed")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

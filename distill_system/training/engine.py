@@ -114,13 +114,16 @@ class PlainEngine:
 
     def scalars(self) -> dict[str, float]:
         updates = {"updates": empty_state(self.optimizer, self.parameters[0])["step"].item()}
-        return updates | ({"loss_scale": self.scaler.get_scale()} if self.scaler else {})
+        if self.scaler is None:
+            return updates
+        return updates | {"loss_scale": self.scaler.get_scale(), "good_steps": self.scaler._get_growth_tracker()}
 
     def restore(self, scalars: Mapping[str, float]) -> None:
         for parameter in self.parameters:
             empty_state(self.optimizer, parameter)["step"].fill_(scalars["updates"])
         if self.scaler and "loss_scale" in scalars:
-            self.scaler.update(scalars["loss_scale"])
+            tracker = {"_growth_tracker": int(scalars.get("good_steps", 0))}
+            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scalars["loss_scale"]} | tracker)
 
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in named_state(self.objective.student):

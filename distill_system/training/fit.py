@@ -69,6 +69,7 @@ class Fit:
         write: takes journal lines (rank 0).
         rewind: drops journal lines after a step (rank 0).
         stop_asked: whether this process got a signal.
+        announce: told the total of steps, on rank 0, when the journal stands at the step to go on from and before anything is written.
     """
 
     def __init__(
@@ -90,12 +91,13 @@ class Fit:
         write: Callable[[list[dict[str, Any]]], None],
         rewind: Callable[[int], None],
         stop_asked: Callable[[], bool],
+        announce: Callable[[int], None] = lambda total_steps: None,
     ) -> None:
         self.engine, self.teacher, self.training = engine, teacher, training
         self.folder, self.phase, self.identity, self.seed = folder, phase, identity, seed
         self.total_steps, self.loader = total_steps, loader
         self.validate, self.better, self.monitor = validate, better, monitor
-        self.write, self.rewind, self.stop_asked = write, rewind, stop_asked
+        self.write, self.rewind, self.stop_asked, self.announce = write, rewind, stop_asked, announce
         self.eval_every = training.eval_every or steps_per_epoch
         self.save_every = training.checkpoint_every or max(10, math.ceil(total_steps / 10))
         self.outcome = Outcome(Progress())
@@ -131,14 +133,19 @@ class Fit:
     def _resume(self) -> None:
         store, self.outcome.warnings = checkpoint.newest(self.folder, self.identity)
         if store is None:
+            distributed.main_only(lambda: self._rewind_to(-1))  # of a start that was killed before its first checkpoint
             self._event("start", 0, **self._passed_over())
             return
         checkpoint.load(store, self.engine)
         self.outcome.progress = Progress(**store.state["progress"])
         self.progress.resumes += 1
-        distributed.main_only(lambda: self.rewind(self.progress.step))
+        distributed.main_only(lambda: self._rewind_to(self.progress.step))
         place = {"ranks": distributed.world(), "strategy": self.training.strategy}
         self._event("resume", self.progress.step, **place, **self._passed_over())
+
+    def _rewind_to(self, step: int) -> None:
+        self.rewind(step)
+        self.announce(self.total_steps)
 
     def _passed_over(self) -> dict[str, str]:
         """Told in the journal at once: warnings reach the report only when the phase ends."""

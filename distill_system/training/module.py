@@ -3,7 +3,7 @@
 Shapes: L losses.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import lightning as L
@@ -72,12 +72,15 @@ class Distillation(L.LightningModule):
         self.weight_L = self.weight_L.to(self.device)
         self.engine.objective.train()
 
-    def training_step(self, micro_batches: list[Batch], _: int) -> None:
-        if self.stopped:  # Lightning fetches one item ahead
-            return
+    def training_step(self, dataloader_iter: Iterator[tuple[list[Batch], int, int]]) -> None:
+        """One optimizer step. Given the iterator (Lightning goes by the argument's name), it fetches and moves its batches itself; Lightning's
+        way from a loader to a step goes through a dozen hooks, whose signatures it inspects in every step.
+        """
+        micro_batches = self._moved(next(dataloader_iter)[0])
         seed_everything(self.seed, self.step, self.device)
         count_L, told_to_stop = self._agree(micro_batches)
-        scale_L = self.weight_L / count_L.clamp(min=1) * distributed.world()  # engines average gradients over ranks
+        count_L = count_L.clamp(min=1)
+        scale_L = self.weight_L / count_L * distributed.world()  # engines average gradients over ranks
         sum_L = torch.zeros_like(count_L, dtype=torch.float64)
         for number, batch in enumerate(micro_batches, start=1):
             teacher_logits = self.teacher(batch) if self.teacher else None
@@ -87,11 +90,16 @@ class Distillation(L.LightningModule):
             sum_L += sums
         lr = learning_rate(self.step, self.total_steps, **self.schedule)
         norm = self.engine.step(lr)
-        self.recorder.add(self.step + 1, sum_L / count_L.clamp(min=1), norm, lr, micro_batches)
+        self.recorder.add(self.step + 1, sum_L / count_L, norm, lr, micro_batches)
         self.step += 1
         self.stopped = self.after_step(self.step, told_to_stop)
         if self.stopped:
             self.trainer.should_stop = True
+
+    def _moved(self, micro_batches: list[Batch]) -> list[Batch]:
+        if self.device.type == "cpu":
+            return micro_batches
+        return [{name: x.to(self.device, non_blocking=True) for name, x in batch.items()} for batch in micro_batches]
 
     def _agree(self, micro_batches: list[Batch]) -> tuple[Tensor, bool]:
         """Counts `[L]` over all ranks and micro-batches, and whether any rank was told to stop, in one reduction."""

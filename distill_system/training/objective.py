@@ -6,8 +6,9 @@ Shapes: B samples, T tokens, C classes or words, L losses.
 """
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,15 @@ Batch = Mapping[str, Tensor]
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """The part of a batch that this model's forward takes (DistilBERT knows no token types, say)."""
-    known = inspect.signature(model.forward).parameters
+    known = _parameters(getattr(model.forward, "__func__", model.forward))
     names = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
     inputs = {name: batch[name] for name in names if name in batch and name in known}
     return inputs | ({"use_cache": False} if "use_cache" in known else {})
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(forward: Callable) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(forward).parameters
 
 
 def targets_of(batch: Batch, task: str) -> Targets:

@@ -55,12 +55,12 @@ class Recorder:
         self.write = write
         self.samples = self.tokens = 0
         self._rows: list[tuple[int, float, list[Tensor]]] = []
-        self._figures: list[Tensor] = []
+        self._figures: list[tuple[Tensor, Tensor]] = []
         self._size = [0, 0]
         self._since = time.perf_counter()
 
     def add(self, step: int, mean_L: Tensor, norm: Tensor, lr: float, micro_batches: list[Batch]) -> None:
-        self._figures.append(torch.cat([mean_L, norm.detach().reshape(1).to(mean_L)]))
+        self._figures.append((mean_L, norm.detach()))
         self._rows.append((step, lr, [batch["index"] for batch in micro_batches]))
         for batch in micro_batches:
             shape = batch["index"].shape[0], batch["labels"].numel() if batch["labels"].dim() > 1 else _positions(batch)
@@ -77,8 +77,8 @@ class Recorder:
         """
         if not self._rows:
             return
-        figures = torch.stack(self._figures).double()
-        means_SL, norm_S = figures[:, :-1].contiguous(), figures[:, -1]
+        means_SL = torch.stack([mean_L for mean_L, _ in self._figures]).double()
+        norm_S = torch.stack([norm for _, norm in self._figures])
         size = torch.tensor(self._size, dtype=torch.float64, device=means_SL.device)
         packed = torch.cat([means_SL.flatten(), size])
         values = distributed.sum_over_ranks(packed).tolist()  # the one place where the host waits

@@ -1,5 +1,8 @@
 """From a Training to an engine, and the adapter through which Lightning's Trainer drives it."""
 
+import logging
+import signal
+import threading
 from typing import Any
 
 import lightning as L
@@ -58,13 +61,31 @@ class EngineStrategy(SingleDeviceStrategy):
         """Leaves the engine where it is: evaluation and export come after `fit`."""
 
 
+class OwnSignals(L.Callback):
+    """Puts our handler of SIGTERM back, which asks all ranks to save at the next step; Lightning's would end this one with an exception."""
+
+    def __init__(self) -> None:
+        self.before: Any = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.before = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.before)
+
+
 def make_trainer(device: torch.device) -> L.Trainer:
     """A Trainer that only loops: bars, logs, checkpoints and validation are ours, done every n steps and not in hooks of every step."""
+    logging.getLogger("lightning.pytorch").setLevel(
+        logging.ERROR
+    )  # its tips and its list of devices, once per phase, would hide our own words
     return L.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index] if device.type == "cuda" else 1,
         strategy=EngineStrategy(device=device),
         plugins=[LightningEnvironment()],  # ranks are started by our launcher, torchrun or srun: nothing to detect
+        callbacks=[OwnSignals()],
         max_epochs=1,  # one pass over our own loader, which goes through the data as often as the phase wants
         limit_val_batches=0,
         num_sanity_val_steps=0,

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from distill_system import distributed
-from distill_system.models.streaming import read_flat_range, tensor_locations
+from distill_system.models.streaming import read_flat_range, read_tensor, tensor_locations
 from distill_system.training.objective import Batch, logits_of
 
 Align = Callable[[Tensor], Tensor]
 
-SHARDED = {
+SHARDED: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 1,
     "steps_per_print": 2**31,
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "overlap_comm": False},
 }
+UNITS_AHEAD = 1  # modules' worth of parameters that are gathered before their turn
 
 
 class Teacher:
@@ -94,11 +95,22 @@ def sharded(folder: Path, make: Callable[[], nn.Module], device: torch.device) -
     # No dtype: from a config without fp16 and bf16, Init takes float32. Given dtype=torch.float32 on a CPU, DeepSpeed 0.19 takes bf16 without a word.
     with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=SHARDED):
         model = make()
+    model.tie_weights()  # part of the initialisation that was left out
     fill(model, folder)
     model.eval().requires_grad_(False)
-    engine = deepspeed.initialize(model=model, config=SHARDED, dist_init_required=False)[0]
+    engine = deepspeed.initialize(model=model, config=with_room(SHARDED, model), dist_init_required=False)[0]
     engine.eval()  # gives None back, unlike a module's
     return engine
+
+
+def with_room(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The config with limits that follow the model's largest module. DeepSpeed's own gather 50 million elements ahead: many a teacher as a whole."""
+    largest = max(sum(p.ds_numel for p in module.parameters(recurse=False)) for module in model.modules())
+    room = {
+        "stage3_prefetch_bucket_size": UNITS_AHEAD * largest,
+        "stage3_max_live_parameters": (1 + UNITS_AHEAD) * largest,
+    }
+    return config | {"zero_optimization": config["zero_optimization"] | room}
 
 
 def fill(model: nn.Module, folder: Path) -> None:
@@ -119,6 +131,9 @@ def fill(model: nn.Module, folder: Path) -> None:
         target = parameter.ds_tensor.data.view(-1)
         target.zero_()
         target[: stop - start].copy_(read_flat_range(places[name], start, stop))
+    for name, buffer in model.named_buffers():
+        if name in places:
+            buffer.copy_(read_tensor(places[name]))
 
 
 def shared_parameters(model: nn.Module) -> Iterator[tuple[list[str], Any]]:

@@ -18,7 +18,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_ranks(
-    target: str, *, world: int, folder: Path, timeout_s: float = 280, arguments: dict[str, Any] | None = None
+    target: str,
+    *,
+    world: int,
+    folder: Path,
+    timeout_s: float = 280,
+    arguments: dict[str, Any] | None = None,
+    device: str = "cpu",
 ) -> Any:
     """Calls `module:function(folder, **arguments)` on every rank. A rank that fails fails the test with its output, and ends the others."""
     environment = os.environ | {
@@ -26,7 +32,8 @@ def run_ranks(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
+        "DS_ACCELERATOR": "cpu" if device == "cpu" else "cuda",
+        "DISTILL_TEST_DEVICE": device,
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),
     }
@@ -70,12 +77,10 @@ def run_ranks(
 
 
 def _child(target: str, folder: str, result: str, arguments: str) -> None:
-    import torch
-
     from distill_system import distributed
 
     module, _, name = target.partition(":")
-    distributed.start(torch.device("cpu"), threads=1, timeout_s=120)
+    distributed.start(distributed.device_of(os.environ["DISTILL_TEST_DEVICE"]), threads=1, timeout_s=120)
     value = getattr(importlib.import_module(module), name)(Path(folder), **json.loads(arguments))
     if distributed.is_main():
         Path(result).write_text(json.dumps(value))

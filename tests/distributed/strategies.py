@@ -51,8 +51,8 @@ def write_data(folder: Path) -> Path:
 class Work:
     """One folder's data and teacher, and trainings on it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self.folder, self.device = folder, distributed.device_of(device)
         self.source = Table(path=str(folder / "rows.csv"), split_column="split", max_length=40)
         self.recipe = FromConfig(
             architecture="bert", tokenizer="bytes", dropout=0.0, frozen=["*word_embeddings*"], **STUDENT
@@ -103,7 +103,7 @@ class Work:
             source=self.source,
             training=training,
             seed=3,
-            device=torch.device("cpu"),
+            device=self.device,
             artifacts={},
             write=write,
             rewind=lambda step: None,
@@ -193,6 +193,11 @@ def first(folder: Path) -> dict[str, Any]:
     found["sharded"] = work.train("sharded", strategy="zero2", placement="zero3")
     found["sharded3"] = work.train("sharded3", strategy="zero3", placement="zero3")
     found["accumulated"] = {s: work.train(f"accumulated-{s}", strategy=s, accumulation=2) for s in STRATEGIES}
+    found["bf16"] = {}
+    for strategy in ("ddp", "zero1", "zero3"):
+        whole = work.train(f"bf16-{strategy}", strategy=strategy, precision="bf16")
+        work.train(f"bf16-stopped-{strategy}", strategy=strategy, precision="bf16", stop_at=STOP)
+        found["bf16"][strategy] = [whole, work.train(f"bf16-stopped-{strategy}", strategy=strategy, precision="bf16")]
     found["offload"] = work.train("offload", strategy="zero3_offload")
     try:
         work.train("too-bad", strategy="ddp", losses={"hard": Poisoned({2, 3})}, max_bad_steps=1)
@@ -215,4 +220,24 @@ def again(folder: Path) -> dict[str, Any]:
                 shutil.copytree(folder / f"stopped-{source}", folder / name)
             distributed.barrier()
             found["resumed"][f"{source}>{target}"] = work.train(name, strategy=target)
+    return found
+
+
+def straight(folder: Path) -> dict[str, Any]:
+    """What GPUs are held against."""
+    work = Work(folder)
+    work.prepare()
+    return work.train("straight", strategy="single")
+
+
+def on_gpus(folder: Path) -> dict[str, Any]:
+    """The same trainings on this machine's GPUs."""
+    work = Work(folder, "gpu")
+    if distributed.is_main():
+        work.prepare()
+    distributed.barrier()
+    found = {strategy: work.train(f"gpu-{strategy}", strategy=strategy) for strategy in STRATEGIES}
+    found["sharded"] = work.train("gpu-sharded", strategy="zero3", placement="zero3")
+    found["bf16"] = work.train("gpu-bf16", strategy="zero2", precision="bf16")
+    found["fp16"] = work.train("gpu-fp16", strategy="ddp", precision="fp16")
     return found

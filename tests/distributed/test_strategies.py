@@ -116,6 +116,15 @@ def test_accumulation_changes_nothing(two, strategy):
     same_losses(two["accumulated"][strategy], two["straight"]["ddp"])
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero3"])
+def test_bf16_stays_near_and_resumes_bit_exact(two, strategy):
+    whole, resumed = two["bf16"][strategy]
+    for step, figures in whole["loss"].items():
+        assert figures["loss"] == pytest.approx(two["straight"]["ddp"]["loss"][step]["loss"], rel=2e-3)
+    assert whole["loss"] != two["straight"]["ddp"]["loss"]  # it really computes in bf16
+    assert distance(resumed, whole) == 0.0
+
+
 def test_offload_changes_nothing(two):
     same_losses(two["offload"], two["straight"]["ddp"])
 

@@ -166,8 +166,8 @@ def _own_cache(tmp_path, monkeypatch):
 def _no_long_timing(monkeypatch):
     from distill_system.evaluation import evaluate
 
-    whole = evaluate.measure_model
-    monkeypatch.setattr(evaluate, "measure_model", lambda model, batch: whole(model, batch, budget_s=0.2))
+    whole = evaluate.measure
+    monkeypatch.setattr(evaluate, "measure", lambda *args, **kwargs: whole(*args, budget_s=0.2, **kwargs))
 
 
 def test_a_folder_is_evaluated_with_labels_matched_by_name(folders):

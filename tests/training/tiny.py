@@ -68,9 +68,7 @@ def training(**settings: Any) -> Training:
 def engine(seed: int = 0, losses: Any = None, autocast: Any = None, **settings: Any) -> PlainEngine:
     chosen = losses or {"soft": SoftTarget(2.0), "hard": HardLabel(0.1, weight=0.5)}
     net = Net(seed, settings.pop("dropout", 0.2))
-    return PlainEngine(
-        Objective(net, chosen, task="classification", autocast=autocast), training(**settings), CPU
-    )
+    return PlainEngine(Objective(net, chosen, task="classification", autocast=autocast), training(**settings), CPU)
 
 
 def train_step(one: PlainEngine, number: int, lr: float = 0.02, micro: int = 1) -> tuple[float, float]:
@@ -86,7 +84,7 @@ def train_step(one: PlainEngine, number: int, lr: float = 0.02, micro: int = 1) 
         part = {name: tensor[i * rows : (i + 1) * rows] for name, tensor in whole.items()}
         loss, _ = one.forward(part, teacher_logits(part), scale_L, last=i == micro - 1)
         one.backward(loss, last=i == micro - 1)
-        total += float(loss)
+        total += float(loss.detach())
     return total, float(one.step(lr))
 
 
@@ -107,6 +105,7 @@ class Bench:
         self.folder, self.total_steps = folder, total_steps
         self.settings = {"eval_every": 3, "checkpoint_every": 4} | settings
         self.validate, self.better = validate, better or (lambda a, b: a > b)
+        self.teacher: Any = teacher_logits
         self.lines: list[dict[str, Any]] = []
         self.stepped: list[int] = []
         self.engine: PlainEngine
@@ -134,7 +133,7 @@ class Bench:
 
         self.fit = fit = Fit(
             self.engine,
-            teacher=teacher_logits,
+            teacher=self.teacher,
             training=self.engine.training,
             folder=self.folder / "checkpoints",
             phase="student",
@@ -148,7 +147,7 @@ class Bench:
             monitor="accuracy",
             write=self.lines.extend,
             rewind=self._rewind,
-            stop_asked=lambda: stop_at is not None and fit.module.step + 1 >= stop_at,
+            stop_asked=more.pop("stop_asked", lambda: stop_at is not None and fit.module.step + 1 >= stop_at),
         )
         return fit.run(CPU)
 
