@@ -43,7 +43,7 @@ from distill_system import distributed
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 LABELS = ["no", "yes"]
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("bert", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}),
     "student": ("bert", {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}),
     "quick": ("bert", {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}),
