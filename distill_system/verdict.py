@@ -19,6 +19,20 @@ def judge(gate: Gate, metrics: dict[str, float]) -> dict[str, Any] | None:
     return {"metric": gate.metric, "at_least": gate.at_least, "at_most": gate.at_most, "value": value, "passed": passed}
 
 
+def judge_anew(config: dict[str, Any], manifest: Manifest) -> bool:
+    """Brings the record of finished phases in line with the gates of now; answers whether anything changed. Writes nothing."""
+    changed = False
+    for name, phase in config["phases"].items():
+        if not manifest.finished(name):
+            continue
+        record = manifest.phases[name]
+        verdict = judge(Gate(**(phase.get("gate") or {})), record.get("metrics") or {})
+        state = "gated" if verdict and not verdict["passed"] else "finished"
+        changed |= (record.get("gate"), record["state"]) != (verdict, state)
+        record.update(gate=verdict, state=state)
+    return changed
+
+
 def first_failed_gate(config: dict[str, Any], manifest: Manifest) -> str | None:
     """A sentence on the first finished phase whose gate, as the config has it now, is not kept."""
     for name, phase in config["phases"].items():

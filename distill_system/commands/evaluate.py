@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_system.config.check import check_node, refuse_if_any
-from distill_system.config.compose import compose
+from distill_system.config.compose import compose, import_beside
 from distill_system.config.instantiate import instantiate
 from distill_system.data.base import SPLITS
 from distill_system.errors import Problem, nearest, refuse
@@ -20,6 +20,7 @@ def main(words: list[str], *, config_dir: str | None = None) -> int:
         raise refuse("PATH", "must be one model folder: distill evaluate runs/NAME/PHASE/model data=movie_reviews")
     folder = _model_folder(paths[0], "PATH")
     teacher = _model_folder(settings["teacher"], "teacher") if "teacher" in settings else None
+    import_beside(config_dir)
     composition = compose(overrides, config_dir)
     node = composition.config["data"]
     allowed = ["distill_system", *composition.config["config"]["allowed_targets"]]

@@ -4,7 +4,9 @@ Every value is let through (`++`), known to Hydra or not, and judged by the sche
 line come out together, each with the nearest fix.
 """
 
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,17 @@ def conf_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+def import_beside(config_dir: str | None) -> None:
+    """Lets this process, and the ranks it starts, import a user's own modules that lie beside the user's config."""
+    if config_dir is None:
+        return
+    folder = str(Path(config_dir).expanduser().resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+        above = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{above}" if above else folder
 
 
 def choices(group: str) -> list[str]:

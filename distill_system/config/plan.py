@@ -11,6 +11,7 @@ from distill_system.config.instantiate import instantiate, training_of
 from distill_system.errors import Problem
 from distill_system.files import read_json
 from distill_system.manifest import Manifest, determining, differences
+from distill_system.models.pretrained import Pretrained
 
 LOCK = ".lock"  # in a run folder: who works on it
 
@@ -23,7 +24,13 @@ def settings_of(config: dict[str, Any], phase: str) -> dict[str, Any]:
     """What the result of a phase depends on, as it is compared and recorded."""
     data = instantiate(config["data"]).fingerprint()
     settings = determining(config, phase, dataclasses.asdict(training_of(config, phase)), data)
-    return settings | {"model_content": instantiate(config["phases"][phase]["model"]).fingerprint()}
+    settings |= {"model_content": instantiate(config["phases"][phase]["model"]).fingerprint()}
+    # A teacher from a folder of this machine is told by its content: other weights under the same path are another teacher.
+    teachers = config["phases"][phase].get("teachers") or {}
+    outside = {
+        name: Pretrained(name=values["model"]).fingerprint() for name, values in teachers.items() if values.get("model")
+    }
+    return settings | ({"teacher_content": outside} if outside else {})
 
 
 def compare(config: dict[str, Any], manifest: Manifest) -> list[Problem]:

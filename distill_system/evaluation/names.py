@@ -2,8 +2,6 @@
 
 import math
 
-from distill_system.errors import Problem, nearest
-
 METRICS = {
     "classification": ("accuracy", "macro_f1", "ece", "nll"),
     "causal_lm": ("perplexity", "bits_per_byte", "nll"),
@@ -21,10 +19,3 @@ def better(metric: str, a: float | None, b: float | None) -> bool:
     if b is None or math.isnan(b):
         return True
     return a > b if metric in HIGHER_IS_BETTER else a < b
-
-
-def check_metric(metric: str, task: str, key: str) -> list[Problem]:
-    """A problem where `metric` isn't one that this task has."""
-    if metric in METRICS[task]:
-        return []
-    return [Problem(key, f"is {metric!r}, which {task} has no figure for{nearest(metric, METRICS[task])}")]

@@ -1,6 +1,5 @@
 """Pieces of a model's tensors straight from its safetensors files, so that a rank of a sharded model loads its own piece and nothing more."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -79,39 +78,3 @@ def read_flat_range(location: Location, start: int, stop: int) -> torch.Tensor:
 def read_tensor(location: Location) -> torch.Tensor:
     """The whole tensor in its own shape."""
     return read_flat_range(location, 0, location.numel).view(location.shape)
-
-
-def match_parameters(
-    parameters: Iterable[str],
-    locations: Mapping[str, Location],
-    base_prefix: str = "",
-    tied: Mapping[str, str] | None = None,
-) -> dict[str, Location]:
-    """Which tensor on disk fills each parameter of a model, as `from_pretrained` would decide it for plain models.
-
-    Args:
-        parameters: names in the model (`named_parameters`).
-        locations: of `tensor_locations`.
-        base_prefix: `model.base_model_prefix`; a folder saved from the bare body lacks it, and one saved with a head may have it where the model doesn't.
-        tied: `model.all_tied_weights_keys`: a parameter that isn't on disk itself, and the one whose weights it uses (either may be on disk).
-
-    Raises:
-        KeyError: a parameter that nothing on disk fills.
-    """
-    aliases: dict[str, list[str]] = {}
-    for target, source in (tied or {}).items():
-        aliases.setdefault(target, []).append(source)
-        aliases.setdefault(source, []).append(target)
-    found = {}
-    for name in parameters:
-        for candidate in [name, *aliases.get(name, [])]:
-            spellings = [candidate]
-            if base_prefix:
-                spellings += [candidate.removeprefix(f"{base_prefix}."), f"{base_prefix}.{candidate}"]
-            hit = next((spelling for spelling in spellings if spelling in locations), None)
-            if hit is not None:
-                found[name] = locations[hit]
-                break
-        else:
-            raise KeyError(f"no tensor on disk fills {name}")
-    return found

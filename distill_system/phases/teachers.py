@@ -14,7 +14,7 @@ from distill_system.evaluation.evaluate import phase_evaluation
 from distill_system.evaluation.metrics import chance
 from distill_system.evaluation.predict import predict
 from distill_system.export.dense import save_model
-from distill_system.files import folder_atomic
+from distill_system.files import digest_value, folder_atomic
 from distill_system.models.alignment import align_labels, check_tokenizers, cut_vocabulary
 from distill_system.models.common import auto_class
 from distill_system.models.pretrained import Pretrained
@@ -57,7 +57,8 @@ def find(settings: TeacherSettings, context: Context) -> Path:
     recipe = Pretrained(name=settings.model)
     if folder.is_dir() and is_native(folder, context.task):
         return folder
-    target = context.folder / "teachers" / settings.model.replace("/", "--")
+    content = digest_value(recipe.fingerprint())[:12]  # other weights under the same path are converted anew
+    target = context.folder / "teachers" / f"{settings.model.strip('/').replace('/', '--')[-100:]}-{content}"
     if not (target / "config.json").is_file() and distributed.is_main():
         model, tokenizer = recipe.build(task=context.task, label_names=None, artifacts={}, seed=0)
         with folder_atomic(target) as temporary:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_system.config.check import check, refuse_if_any
-from distill_system.config.compose import compose
+from distill_system.config.compose import compose, import_beside
 from distill_system.config.plan import check_folder, compare, is_finished, run_folder, start_afresh
 from distill_system.errors import Problem, Refusal, refuse
 from distill_system.files import write_atomic
@@ -16,19 +16,14 @@ from distill_system.manifest import Manifest
 from distill_system.scheduling.local import given_ranks, launch
 from distill_system.scheduling.lock import locked
 from distill_system.settings import Run, Training
-from distill_system.verdict import first_failed_gate
+from distill_system.verdict import first_failed_gate, judge_anew
 
 SETTLE_S = 1.0  # in which rank 0 has removed what an earlier start left
 
 
 def composed(overrides: Sequence[str], config_dir: str | None) -> tuple[dict[str, Any], list[Problem]]:
     """The config and all its problems; what was left out of it is told on stderr."""
-    if config_dir is not None:
-        folder = str(Path(config_dir).expanduser().resolve())
-        if folder not in sys.path:  # a user's own modules lie beside the user's config
-            sys.path.insert(0, folder)
-            above = os.environ.get("PYTHONPATH")  # ranks import them too
-            os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{above}" if above else folder
+    import_beside(config_dir)
     composition = compose(overrides, config_dir)
     config, settings = composition.config, composition.config.get("run")
     if isinstance(settings, dict):
@@ -101,7 +96,12 @@ def prepare_folder(folder: Path, config: dict[str, Any], command: str) -> Manife
     stored = config | {"run": config["run"] | {"overwrite": False}}
     write_atomic(folder / "config.yaml", yaml.safe_dump(stored, sort_keys=False))
     manifest.command = manifest.command or command
+    judged = judge_anew(config, manifest)
     manifest.write()
+    if judged:
+        from distill_system.tracking.report import write_report
+
+        write_report(folder)
     return manifest
 
 

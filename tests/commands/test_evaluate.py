@@ -33,3 +33,18 @@ def test_is_refused(words, said, tmp_path, capsys):
     err = capsys.readouterr().err
     assert said.replace("{a}", folder) in err
     assert "Traceback" not in err
+
+
+def test_a_users_own_data_class_lies_beside_the_users_config(tmp_path, capsys):
+    own = tmp_path / "own"
+    (own / "data").mkdir(parents=True)
+    (own / "data" / "letters.yaml").write_text("# Mine.\n_target_: my_letters.Letters\n")
+    (own / "my_letters.py").write_text(
+        "from distill_system.errors import Problem\n\n\n"
+        "class Letters:\n    task = 'classification'\n\n"
+        "    def problems(self, key='data'):\n        return [Problem(key, 'asked the class itself')]\n"
+    )
+    folder = str(model_folder(tmp_path / "model"))
+    words = ["evaluate", folder, "data=letters", "config.allowed_targets=[my_letters]", "--config-dir", str(own)]
+    assert cli.main(words) == 2
+    assert "data: asked the class itself" in capsys.readouterr().err

@@ -193,6 +193,9 @@ def first(folder: Path) -> dict[str, Any]:
     found["sharded"] = work.train("sharded", strategy="zero2", placement="zero3")
     found["sharded3"] = work.train("sharded3", strategy="zero3", placement="zero3")
     found["accumulated"] = {s: work.train(f"accumulated-{s}", strategy=s, accumulation=2) for s in STRATEGIES}
+    found["recomputed"] = {
+        s: work.train(f"recomputed-{s}", strategy=s, activation_checkpointing=True) for s in ("ddp", "zero3")
+    }
     found["bf16"] = {}
     for strategy in ("ddp", "zero1", "zero3"):
         whole = work.train(f"bf16-{strategy}", strategy=strategy, precision="bf16")

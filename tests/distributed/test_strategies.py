@@ -125,6 +125,11 @@ def test_bf16_stays_near_and_resumes_bit_exact(two, strategy):
     assert distance(resumed, whole) == 0.0
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_activation_checkpointing_changes_nothing(two, strategy):
+    same_losses(two["recomputed"][strategy], two["straight"]["ddp"])
+
+
 def test_offload_changes_nothing(two):
     same_losses(two["offload"], two["straight"]["ddp"])
 

@@ -6,9 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from distill_system.export.dense import save_model
-from distill_system.models.streaming import match_parameters, read_flat_range, read_tensor, tensor_locations
-from tests.models import tiny
+from distill_system.models.streaming import read_flat_range, read_tensor, tensor_locations
 
 SHAPES = {
     "scalar": (),
@@ -71,28 +69,3 @@ def test_a_file_that_shrinks_is_an_error(tmp_path):
     with pytest.raises(EOFError, match="truncated"):
         read_flat_range(location, 0, 100)
     assert len(read_flat_range(location, 0, 98)) == 98
-
-
-@pytest.mark.parametrize(("architecture", "task"), tiny.TASKS)
-@pytest.mark.parametrize("shard_bytes", [5e9, 20_000])
-def test_every_parameter_of_a_model_is_found(tmp_path, architecture, task, shard_bytes):
-    model, tokenizer = tiny.build(architecture, task)
-    save_model(tmp_path, model, tokenizer, shard_bytes)
-    tied = model.all_tied_weights_keys
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    found = match_parameters(parameters, tensor_locations(tmp_path), model.base_model_prefix, tied)
-    assert found.keys() == parameters.keys()
-    for name, location in found.items():
-        assert torch.equal(read_tensor(location), parameters[name]), name
-
-
-def test_a_body_without_its_prefix_fills_a_model_with_a_head(tmp_path):
-    model, _ = tiny.build("bert")
-    save_file(
-        {f"{name}": p.detach().clone() for name, p in model.bert.named_parameters()}, tmp_path / "model.safetensors"
-    )
-    locations = tensor_locations(tmp_path)
-    body = [name for name, _ in model.named_parameters() if name.startswith("bert.")]
-    assert match_parameters(body, locations, "bert")[body[0]].shape == tuple(model.get_parameter(body[0]).shape)
-    with pytest.raises(KeyError, match=r"classifier\.weight"):
-        match_parameters(["classifier.weight"], locations, "bert")

@@ -25,18 +25,6 @@ def started(monkeypatch):
 
 
 @pytest.fixture
-def words(tmp_path):
-    """demo_quick around a model of this machine."""
-    model = model_folder(tmp_path / "model")
-    local = [
-        "models@phases.teacher.model=hub",
-        f"phases.teacher.model.name={model}",
-        "phases.student.model.num_layers=1",
-    ]
-    return ["experiment=demo_quick", "tracking=none", f"run.dir={tmp_path / 'runs'}", *local]
-
-
-@pytest.fixture
 def done(words):
     """The same run, finished."""
     config, problems = composed(words, None)
@@ -136,10 +124,33 @@ def test_a_damaged_manifest_is_named_and_can_be_overwritten(done, started, tmp_p
     assert len(started) == 1
 
 
-def test_a_gate_that_is_set_later_judges_what_is_finished(done, started, capsys):
+def recorded(tmp_path):
+    return json.loads((tmp_path / "runs" / "demo_quick" / "manifest.json").read_text())["phases"]["student"]
+
+
+def test_other_weights_in_a_teachers_folder_are_seen(words, started, capsys, tmp_path):
+    teacher = model_folder(tmp_path / "outside")
+    words += ["phases.student.teachers.main.phase=null", f"phases.student.teachers.main.model={teacher}"]
+    config, problems = composed(words, None)
+    assert problems == []
+    finish(config, "teacher")
+    finish(config, "student")
+    assert cli.main(["run", *words]) == 0
+    weights = next(teacher.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert cli.main(["run", *words]) == 2
+    assert "teacher_content.main.digest:" in capsys.readouterr().err
+
+
+def test_a_gate_that_is_set_later_judges_what_is_finished(done, started, capsys, tmp_path):
     assert cli.main(["run", *done, "phases.student.gate={metric:accuracy,at_least:0.9}"]) == 3
     assert "phase student has accuracy 0.5, its gate asks for at_least 0.9" in capsys.readouterr().out
+    assert recorded(tmp_path)["state"] == "gated"
     assert cli.main(["run", *done, "phases.student.gate={metric:accuracy,at_least:0.4}"]) == 0
+    assert recorded(tmp_path)["state"] == "finished"
+    assert recorded(tmp_path)["gate"]["passed"] is True
     assert started == []
 
 

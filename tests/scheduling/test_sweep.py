@@ -10,21 +10,9 @@ from distill_system.manifest import Manifest
 from distill_system.scheduling import run, sweep
 from distill_system.scheduling.run import composed
 from distill_system.scheduling.sweep import distinct_names, folder_name, share
-from tests.config.files import model_folder
 from tests.scheduling.finished import finish
 
 TEMPERATURE = "phases.student.losses.soft.temperature"
-
-
-@pytest.fixture
-def words(tmp_path):
-    model = model_folder(tmp_path / "model")
-    local = [
-        "models@phases.teacher.model=hub",
-        f"phases.teacher.model.name={model}",
-        "phases.student.model.num_layers=1",
-    ]
-    return ["experiment=demo_quick", "tracking=none", f"run.dir={tmp_path / 'runs'}", *local]
 
 
 @pytest.fixture
