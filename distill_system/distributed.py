@@ -81,6 +81,30 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows, on every rank; a row's gradient is the sum of what all ranks say of it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world())]
+        dist.all_gather(parts, rows.contiguous())
+        ctx.rows = len(rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """`[B, ...]` of each rank as `[world * B, ...]` in the order of ranks, differentiable; every rank gives equally many rows."""
+    if not dist.is_initialized() or world() == 1:
+        return rows
+    return _GatherRows.apply(rows)
+
+
 def from_main(value: Any = None) -> Any:
     """What rank 0 holds, on every rank (any object that can be pickled; ranks trust each other)."""
     if not dist.is_initialized() or world() == 1:

@@ -49,12 +49,44 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """A number that changes over the phase's steps, where a setting takes a schedule (`weight={start:1,end:0,shape:linear}`)."""
+
+    start: NonNegative
+    end: NonNegative = 0.0
+    shape: Literal["constant", "linear", "cosine"] = "linear"
+    begin: Fraction = 0.0  # share of the steps after which it starts to change
+    until: Fraction = 1.0  # share of the steps after which it stays at `end`
+
+
+@dataclass(frozen=True)
 class Teacher:
     """Where a teacher comes from and where it lives (`phases.<name>.teachers.<name>`)."""
 
-    phase: str | None = None  # an earlier phase of this run
+    phase: str | None = None  # an earlier phase of this run, or one of its members (`cohort.a`)
     model: str | None = None  # or a hub name or local folder
     placement: Literal["replicated", "zero3"] = "replicated"
+    weight: NonNegative = 1.0  # against the other teachers of the phase
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """How several teachers of a phase teach together (`phases.<name>.ensemble`)."""
+
+    combine: Literal["probabilities", "logits", "losses"] = "probabilities"  # what is averaged
+    weighting: Literal["fixed", "quality", "confidence", "agreement"] = (
+        "fixed"  # by teachers.<name>.weight alone, or times ...
+    )
+    sharpness: Positive = 1.0  # how strongly quality, confidence and agreement tell
+
+
+@dataclass(frozen=True)
+class LabelNoise:
+    """Training labels that are changed on purpose (`data.label_noise`); validation and test keep theirs."""
+
+    rate: Fraction = 0.0  # share of the labelled training rows that get another label
+    kind: Literal["symmetric", "pair"] = "symmetric"  # any other class, or always the next one
+    seed: Index = 0
 
 
 @dataclass(frozen=True)
@@ -87,4 +119,15 @@ class Config:
     )  # packages besides distill_system that a `_target_` may name
 
 
-__all__ = ["ZERO_STRATEGIES", "Config", "Fraction", "Gate", "Run", "Teacher", "Training"]
+__all__ = [
+    "ZERO_STRATEGIES",
+    "Config",
+    "Ensemble",
+    "Fraction",
+    "Gate",
+    "LabelNoise",
+    "Run",
+    "Schedule",
+    "Teacher",
+    "Training",
+]

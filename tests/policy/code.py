@@ -22,6 +22,7 @@ LEVELS = {  # a module imports its own row or a lower one, never a higher one
         "artifacts",
         "distributed",
         "errors",
+        "schedules",
         "schema",
         "settings",
         "files",
