@@ -40,9 +40,10 @@ from distill_system.losses.task import HardLabel
 from distill_system.settings import Training
 from distill_system.signals import Signals, Targets
 from distill_system.tracking.journal import Journal
+from distill_system.training.emit import Batch
 from distill_system.training.engine import PlainEngine
 from distill_system.training.module import Distillation
-from distill_system.training.objective import Batch, Objective
+from distill_system.training.objective import Objective
 from distill_system.training.recorder import Recorder
 from distill_system.training.strategy import make_trainer
 
@@ -68,8 +69,8 @@ def losses() -> dict[str, nn.Module]:
     return {"soft": SoftTarget(2.0), "hard": HardLabel(weight=0.5), "regression": LogitRegression(weight=0.1)}
 
 
-def teacher(batch: Batch) -> Tensor:
-    return batch["teacher"]
+def teachers(batch: Batch) -> dict[str, Signals]:
+    return {"main": Signals(batch["teacher"])}
 
 
 class Clocked:
@@ -113,7 +114,7 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
 
 def loss_parts(model: nn.Module, parts: dict[str, nn.Module], batch: Batch) -> list[Tensor]:
     """What the plain loop and stock Lightning differentiate, weighted: each loss's mean over the batch."""
-    student, teaching = Signals(model(batch["pixel_values"]).logits), Signals(teacher(batch))
+    student, teaching = Signals(model(batch["pixel_values"]).logits), teachers(batch)["main"]
     targets = Targets(batch["labels"], batch["valid"])
     found = []
     for loss in parts.values():
@@ -147,7 +148,6 @@ def fit_ours(loader: Clocked, folder: Path) -> None:
     recorder = Recorder(
         phase="student",
         names=list(parts),
-        weights=[loss.weight for loss in parts.values()],
         log_every=TRAINING.log_every,
         flush_every=TRAINING.flush_every,
         max_bad_steps=0,
@@ -157,7 +157,7 @@ def fit_ours(loader: Clocked, folder: Path) -> None:
     engine = PlainEngine(Objective(Net(0), parts, task="classification"), TRAINING, torch.device("cpu"))
     module = Distillation(
         engine,
-        teacher=teacher,
+        teachers=teachers,
         recorder=recorder,
         after_step=lambda step, told: told,
         stop_asked=lambda: False,

@@ -222,7 +222,6 @@ def train(teacher: Any, steps: int) -> dict[str, float]:
     recorder = Recorder(
         phase="student",
         names=list(losses),
-        weights=[1.0, 1.0],
         log_every=10,
         flush_every=20,
         max_bad_steps=0,
@@ -231,7 +230,7 @@ def train(teacher: Any, steps: int) -> dict[str, float]:
     )
     module = Distillation(
         engine,
-        teacher=teacher,
+        teachers=lambda batch: {"main": teacher.signals(batch)},
         recorder=recorder,
         after_step=after,
         stop_asked=lambda: False,

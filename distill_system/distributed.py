@@ -1,8 +1,15 @@
-"""Ranks: the process group, and the few collective words the rest of the package uses. Everything works with one rank and no group."""
+"""Ranks: the process group, and the few collective words the rest of the package uses. Everything works with one rank and no group.
 
+All ranks share the work on one batch (`data_rank` of `data_world`), unless a cohort has divided them: then each part has a model of its own, all
+parts see the same batch, and what averages gradients or deals out rows stays inside a part.
+"""
+
+import contextlib
+import functools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -65,6 +72,7 @@ def start(device: torch.device, *, threads: int | None = None, timeout_s: float 
 
 
 def stop() -> None:
+    _groups.cache_clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -81,26 +89,116 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+@dataclass(frozen=True)
+class Division:
+    """Ranks dealt to the members of a cohort, `size` neighbouring ones to each."""
+
+    parts: int
+    part: int  # of this rank
+    place: int  # of this rank in its part
+    size: int
+    data_groups: tuple[Any, ...]  # one for each part
+    peer_groups: tuple[Any, ...]  # one for each place: the ranks that see the same rows
+    self_groups: tuple[Any, ...]  # one for each rank
+
+
+_division: Division | None = None
+
+
+@functools.cache
+def _groups(parts: int) -> tuple[tuple[Any, ...], ...]:
+    """Process groups are never given back, so each division makes its own once. Every rank makes every group, in the same order."""
+    size = world() // parts
+    data = tuple(dist.new_group([part * size + i for i in range(size)]) for part in range(parts))
+    peers = tuple(dist.new_group([part * size + i for part in range(parts)]) for i in range(size))
+    return data, peers, tuple(dist.new_group([i]) for i in range(world()))
+
+
+@contextlib.contextmanager
+def divided(parts: int) -> Iterator[Division]:
+    """Inside, this rank belongs to one of `parts` equal parts (all ranks together)."""
+    global _division
+    assert world() % parts == 0, (world(), parts)
+    assert _division is None, "divided already"
+    size = world() // parts
+    _division = Division(parts, rank() // size, rank() % size, size, *_groups(parts))
+    try:
+        yield _division
+    finally:
+        _division = None
+
+
+def division() -> Division | None:
+    return _division
+
+
+def data_rank() -> int:
+    """This rank among those that share a batch and average their gradients."""
+    return _division.place if _division else rank()
+
+
+def data_world() -> int:
+    return _division.size if _division else world()
+
+
+def data_group() -> Any:
+    """Their process group; None stands for all ranks."""
+    return _division.data_groups[_division.part] if _division else None
+
+
+def parts() -> int:
+    """How many times the batch is seen: once, or once by each part."""
+    return _division.parts if _division else 1
+
+
+def is_lead() -> bool:
+    """Whether this rank speaks for those that share a batch."""
+    return data_rank() == 0
+
+
+def data_everyone(value: Any) -> list[Any]:
+    """What each rank that shares the batch holds, on each of them."""
+    if not dist.is_initialized() or data_world() == 1:
+        return [value]
+    box: list[Any] = [None] * data_world()
+    dist.all_gather_object(box, value, group=data_group())
+    return box
+
+
+def sum_over_data_ranks(tensor: Tensor) -> Tensor:
+    if dist.is_initialized() and data_world() > 1:
+        dist.all_reduce(tensor, group=data_group())
+    return tensor
+
+
+def gather_peers(tensor: Tensor) -> list[Tensor]:
+    """What the ranks that see the same rows in each part hold, in the order of parts; no gradient."""
+    assert _division is not None
+    parts = [torch.empty_like(tensor) for _ in range(_division.parts)]
+    dist.all_gather(parts, tensor.detach().contiguous(), group=_division.peer_groups[_division.place])
+    return parts
+
+
 class _GatherRows(torch.autograd.Function):
     """All ranks' rows, on every rank; a row's gradient is the sum of what all ranks say of it."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(world())]
-        dist.all_gather(parts, rows.contiguous())
+        parts = [torch.empty_like(rows) for _ in range(data_world())]
+        dist.all_gather(parts, rows.contiguous(), group=data_group())
         ctx.rows = len(rows)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may have lent it to others too
+        dist.all_reduce(gradient, group=data_group())
+        return gradient[data_rank() * ctx.rows : (data_rank() + 1) * ctx.rows]
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """`[B, ...]` of each rank as `[world * B, ...]` in the order of ranks, differentiable; every rank gives equally many rows."""
-    if not dist.is_initialized() or world() == 1:
+    """`[B, ...]` of each rank that shares the batch as `[ranks * B, ...]`, differentiable; every rank gives equally many rows."""
+    if not dist.is_initialized() or data_world() == 1:
         return rows
     return _GatherRows.apply(rows)
 

@@ -76,6 +76,14 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         raise
 
 
+def link_or_copy(source: str, destination: str) -> None:
+    """A second name for a file where the disk allows it, else a copy."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what a killed process left unfinished in `folder` (not below it)."""
     if folder.is_dir():

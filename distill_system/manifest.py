@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from distill_system.files import TEMPORARY, digest_value, read_json, write_json
+from distill_system.files import TEMPORARY, digest_value, link_or_copy, read_json, write_json
 
 VERSION = 1
 # Settings that may differ between a phase and its resumption: they say where and how often, not what is computed.
@@ -79,6 +79,23 @@ class Manifest:
     def model(self, phase: str) -> Path:
         return self.folder / phase / "model"
 
+    def models(self) -> dict[str, Path]:
+        """Folders of the models of all finished phases, and of their members (`phase.member`)."""
+        found = {}
+        for name in filter(self.finished, self.phases):
+            found[name] = self.model(name)
+            for member in self.phases[name].get("members", {}):
+                folder = self.folder / name / member / "model"
+                found |= {f"{name}.{member}": folder} if folder.is_dir() else {}
+        return found
+
+    def digest(self, model: str) -> str | None:
+        """Of the model of a phase, or of a member (`phase.member`)."""
+        if model in self.phases:
+            return self.phases[model].get("digest")
+        phase, _, member = model.rpartition(".")
+        return self.phases.get(phase, {}).get("members", {}).get(member, {}).get("digest")
+
 
 def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -94,7 +111,11 @@ def determining(config: dict[str, Any], phase: str, training: dict[str, Any], da
         data: fingerprint of the data's content.
     """
     own = {key: value for key, value in config["phases"][phase].items() if key not in ("training", "gate")}
-    own = own | {"teachers": _without_placement(own["teachers"])} if "teachers" in own else own
+    own = own | {"teachers": _without_placement(own["teachers"])} if own.get("teachers") else own
+    if own.get("cohort"):
+        own = own | {
+            "cohort": {key: value for key, value in own["cohort"].items() if key not in ("placement", "batched")}
+        }
     computed = {key: value for key, value in training.items() if key not in PLACEMENT}
     return {"seed": config["seed"], "data": config["data"], "data_content": data, "training": computed, **own}
 
@@ -124,14 +145,7 @@ def adopt(target: Manifest, source: Manifest, phase: str) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     target.folder.mkdir(parents=True, exist_ok=True)
     skip = shutil.ignore_patterns("checkpoints")
-    shutil.copytree(source.folder / phase, temporary, copy_function=_link_or_copy, ignore=skip)
+    shutil.copytree(source.folder / phase, temporary, copy_function=link_or_copy, ignore=skip)
     shutil.rmtree(destination, ignore_errors=True)
     os.replace(temporary, destination)
     target.update(phase, **source.phases[phase], adopted_from=source.run)
-
-
-def _link_or_copy(source: str, destination: str) -> None:
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copy2(source, destination)

@@ -9,9 +9,10 @@ from distill_system import distributed
 from distill_system.config.graph import references
 from distill_system.config.instantiate import instantiate, training_of
 from distill_system.config.plan import settings_of
+from distill_system.config.recipes import data_node
 from distill_system.files import read_json, remove_leftovers
 from distill_system.manifest import Manifest, identity, now
-from distill_system.phases.base import Context, Result
+from distill_system.phases.base import Context, Member, Result
 from distill_system.settings import Gate, Teacher
 from distill_system.tracking.journal import Journal
 from distill_system.tracking.progress import Progress, say, summary_table
@@ -94,15 +95,17 @@ def run_phase(
         run_name=manifest.run,
         name=name,
         identity=identity(settings, inputs),
-        source=instantiate(config["data"]),
+        source=instantiate(data_node(config, name)),
         training=training,
         seed=config["seed"],
         device=device,
-        artifacts={other: manifest.model(other) for other in manifest.phases if manifest.finished(other)},
+        artifacts=manifest.models(),
         write=scribe.write,
         rewind=lambda step: scribe.rewind(name, step),
         announce=lambda steps: scribe.open(name, steps, settings),
         stop_asked=lambda: stop.asked,
+        seed_as=phase_config.get("seed_as"),
+        inputs=inputs,
     )
     began = time.time()
     phase = instantiate(phase_config)
@@ -151,17 +154,24 @@ def record_end(
         bad_steps=progress.bad_steps,
         resumes=progress.resumes,
         warnings=list(dict.fromkeys(context.warnings)),
+        notes=list(dict.fromkeys(context.notes)),
+        **result.extra,
+        **({"members": {role: in_short(member) for role, member in result.members.items()}} if result.members else {}),
         gate=verdict,
         cost=cost,
     )
     scribe.end(name, progress.step, metrics, context.warnings, state)
 
 
+def in_short(member: Member) -> dict[str, Any]:
+    """A member as the manifest has it."""
+    evaluation = member.evaluation
+    return {"digest": member.artifact.digest, "metrics": evaluation["metrics"], **evaluation["size"]}
+
+
 def input_digests(phase: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     """What a phase takes from elsewhere: artifacts by digest, models by name."""
-    inputs = {
-        key: {"phase": other, "digest": manifest.phases[other]["digest"]} for key, other in references(phase).items()
-    }
+    inputs = {key: {"phase": other, "digest": manifest.digest(other)} for key, other in references(phase).items()}
     for name, values in (phase.get("teachers") or {}).items():
         if Teacher(**values).model:
             inputs[f"teachers.{name}.model"] = {"model": values["model"]}

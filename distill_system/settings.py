@@ -60,6 +60,14 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class PositiveSchedule(Schedule):
+    """The same for a number that may never be 0 (a temperature)."""
+
+    start: Positive
+    end: Positive = 1.0
+
+
+@dataclass(frozen=True)
 class Teacher:
     """Where a teacher comes from and where it lives (`phases.<name>.teachers.<name>`)."""
 
@@ -78,6 +86,15 @@ class Ensemble:
         "fixed"  # by teachers.<name>.weight alone, or times ...
     )
     sharpness: Positive = 1.0  # how strongly quality, confidence and agreement tell
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """How the members of a mutual-learning phase live and what they leave (`phases.<name>.cohort`)."""
+
+    placement: Literal["auto", "together", "spread"] = "auto"  # all on every rank, or each on ranks of its own
+    artifact: Literal["best", "all", "ensemble"] = "all"  # what is kept; ensemble: all, and the figures of their mean
+    batched: Literal["auto", "never", "always"] = "never"  # equal tiny members as one batched model
 
 
 @dataclass(frozen=True)
@@ -121,11 +138,13 @@ class Config:
 
 __all__ = [
     "ZERO_STRATEGIES",
+    "Cohort",
     "Config",
     "Ensemble",
     "Fraction",
     "Gate",
     "LabelNoise",
+    "PositiveSchedule",
     "Run",
     "Schedule",
     "Teacher",

@@ -27,8 +27,8 @@ class Signals:
     projections: tuple[tuple[Tensor, Tensor, Tensor], ...] | None = (
         None  # L of (queries, keys, values), each [B, T, D]: all heads side by side
     )
-    known: Tensor | None = (
-        None  # [C] bool: the classes this teacher knows, all if None; its logits of the others are -inf
+    trust: Tensor | None = (
+        None  # [...] how much this teacher counts at each position, beside the other teachers; None: 1
     )
 
     def detached(self) -> "Signals":

@@ -1,7 +1,7 @@
 """What `distill doctor` looks at in a run, without training: one small batch through every phase's student, teacher and losses."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,22 @@ from distill_system import distributed
 from distill_system.commands.doctor import Line
 from distill_system.config.instantiate import instantiate, training_of
 from distill_system.config.plan import run_folder
+from distill_system.config.recipes import GROUPS, data_node
 from distill_system.data.collate import Batch, collate
 from distill_system.errors import Refusal
 from distill_system.manifest import Manifest
 from distill_system.models.common import quiet
-from distill_system.phases.base import Context, build_student, load_data
+from distill_system.phases.base import Context, build_members, build_student, load_data, pad_id_of
 from distill_system.phases.teachers import load_teacher
+from distill_system.phases.terms import known_classes, rehearse, write_script
 from distill_system.scheduling.rank import quiet_libraries
-from distill_system.settings import Teacher
+from distill_system.settings import Ensemble, Teacher
 from distill_system.signals import Signals, Targets
 from distill_system.training.engine import PlainEngine
-from distill_system.training.objective import Objective, logits_of
+from distill_system.training.ensemble import Faculty
+from distill_system.training.objective import STUDENT, Objective
 
+Heard = Callable[[Batch], Mapping[str, Signals]] | None
 ROWS = 6
 CLOSE = 1e-3  # of logits in float32, with another padding
 
@@ -55,7 +59,7 @@ def examine_phase(
         run_name=manifest.run,
         name=name,
         identity="",
-        source=instantiate(config["data"]),
+        source=instantiate(data_node(config, name)),
         training=training_of(config, name),
         seed=config["seed"],
         device=device,
@@ -66,37 +70,59 @@ def examine_phase(
         stop_asked=lambda: False,
     )
     try:
-        student, tokenizer = build_student(phase.model, context)
+        group = next((group for group in GROUPS if getattr(phase, group, None)), None)
+        if group:
+            models, tokenizer = build_members(getattr(phase, group), context, group=group)
+        else:
+            student, tokenizer = build_student(phase.model, context)
+            models = {STUDENT: student}
         stores = load_data(context, tokenizer)
-        batch = collate(stores["train"], list(range(min(ROWS, len(stores["train"])))), tokenizer.pad_token_id or 0)
-        yield Line(
-            f"{name}: model and data",
-            f"{sum(p.numel() for p in student.parameters()):,} parameters, {len(stores['train']):,} training rows",
-        )
-        teacher = None
-        for teacher_name, values in config["phases"][name].get("teachers", {}).items():
+        pad_id = pad_id_of(tokenizer)
+        batch = collate(stores["train"], list(range(min(ROWS, len(stores["train"])))), pad_id)
+        size = sum(p.numel() for model in models.values() for p in model.parameters())
+        yield Line(f"{name}: model and data", f"{size:,} parameters, {len(stores['train']):,} training rows")
+        teachers = {}
+        for teacher_name, values in (config["phases"][name].get("teachers") or {}).items():
             settings = Teacher(**{**values, "placement": "replicated"})
-            teacher = load_teacher(teacher_name, settings, context, student, tokenizer)
-            yield Line(
-                f"{name}: teacher {teacher_name}", "labels aligned by name, tokenizers equal on the shared range"
-            )
+            first = next(iter(models.values()))
+            teachers[teacher_name] = load_teacher(teacher_name, settings, context, first, tokenizer)
+            yield Line(f"{name}: teacher {teacher_name}", "labels aligned by name, tokens and pictures read alike")
+        objective, heard = cast_of(phase, models, teachers, batch, context)
     except Refusal as refusal:
         yield Line(name, "is refused", "; ".join(map(str, refusal.problems)))
         return
-    objective = Objective(student, phase.losses, task=context.task)
-    yield from check_teacher(name, teacher, objective, context)
-    yield check_padding(name, objective, batch, tokenizer.pad_token_id or 0)
-    yield check_filler(name, objective, batch, teacher)
+    for teacher in teachers.values():
+        yield from check_teacher(name, teacher, objective, context)
+    if "input_ids" in batch:
+        yield check_padding(name, objective, batch, pad_id)
+    yield check_filler(name, objective, batch, heard)
     yield from check_temperature(name, phase.losses)
-    yield check_gradients(name, objective, batch, teacher)
-    folder = scratch / "models" / name
+    yield check_gradients(name, objective, batch, heard)
     if manifest.finished(name):
-        artifacts[name] = manifest.model(name)
-    else:
-        student.zero_grad(set_to_none=True)
-        student.save_pretrained(folder)
+        artifacts |= {key: path for key, path in manifest.models().items() if key.partition(".")[0] == name}
+        return
+    for role, model in models.items():
+        folder = scratch / "models" / name / role
+        model.zero_grad(set_to_none=True)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        artifacts[name] = folder
+        artifacts[f"{name}.{role}"] = artifacts[name] = folder
+
+
+def cast_of(
+    phase: Any, models: dict[str, nn.Module], teachers: dict[str, Any], batch: Batch, context: Context
+) -> tuple[Objective, Heard]:
+    """The phase's objective, and what its teachers say of a batch (None where nobody asks)."""
+    settings = getattr(phase, "ensemble", None) or Ensemble()
+    weights = {name: one.weight for name, one in getattr(phase, "teachers", {}).items()}
+    script = write_script(
+        list(models), phase.losses, teachers=weights, ensemble=settings, peer_losses=getattr(phase, "peer_losses", None)
+    )
+    rehearse(script, models, teachers, batch, task=context.task, seed=context.phase_seed, phase=context.name)
+    known = known_classes(teachers)
+    objective = Objective(models, script.losses, task=context.task, terms=script.terms, known=known)
+    heard = Faculty(teachers, settings, weights, script.sources, context.task) if script.sources else None
+    return objective, heard
 
 
 def check_teacher(name: str, teacher: Any, objective: Objective, context: Context) -> Iterator[Line]:
@@ -129,8 +155,7 @@ def check_padding(name: str, objective: Objective, batch: Batch, pad_id: int) ->
             wider[key] = nn.functional.pad(batch[key], (0, extra), value=fill)
     if batch["labels"].dim() == 2:
         wider["labels"] = nn.functional.pad(batch["labels"], (0, extra), value=-100)
-    narrow_logits = logits_of(objective.student, batch, objective.task)
-    wide_logits = logits_of(objective.student, wider, objective.task)
+    narrow_logits, wide_logits = objective(batch), objective(wider)
     if objective.task == "causal_lm":
         wide_logits = wide_logits[:, : narrow_logits.shape[1]]
     worst = (narrow_logits - wide_logits).abs()[_real(batch, objective.task)].max().item()
@@ -146,13 +171,13 @@ def _real(batch: Batch, task: str) -> Tensor:
     return batch["labels"][:, 1:] != -100 if task == "causal_lm" else batch["valid"]
 
 
-def check_filler(name: str, objective: Objective, batch: Batch, teacher: Any) -> Line:
+def check_filler(name: str, objective: Objective, batch: Batch, heard: Heard) -> Line:
     """A filler row must change neither a sum nor a count."""
     filled = {key: torch.cat([value, value[-1:]]) for key, value in batch.items()}
     filled["valid"][-1] = False
     filled["labels"][-1] = -100
     worst = 0.0
-    for one, other in zip(_sums(objective, batch, teacher), _sums(objective, filled, teacher), strict=True):
+    for one, other in zip(_sums(objective, batch, heard), _sums(objective, filled, heard), strict=True):
         worst = max(worst, float((one - other).abs().max()))
     return Line(
         f"{name}: filler rows don't count",
@@ -162,10 +187,10 @@ def check_filler(name: str, objective: Objective, batch: Batch, teacher: Any) ->
 
 
 @torch.no_grad()
-def _sums(objective: Objective, batch: Batch, teacher: Any) -> tuple[Tensor, Tensor]:
+def _sums(objective: Objective, batch: Batch, heard: Heard) -> tuple[Tensor, Tensor]:
     objective.eval()
-    scale = torch.ones(len(objective.losses))
-    return objective(batch, teacher(batch) if teacher else None, scale)[1], objective.count(batch)
+    scale = torch.ones(len(objective.terms))
+    return objective(batch, heard(batch) if heard else None, scale)[1], objective.count(batch)
 
 
 def check_temperature(name: str, losses: dict[str, Any]) -> Iterator[Line]:
@@ -196,12 +221,11 @@ def check_temperature(name: str, losses: dict[str, Any]) -> Iterator[Line]:
         )
 
 
-def check_gradients(name: str, objective: Objective, batch: Batch, teacher: Any) -> Line:
+def check_gradients(name: str, objective: Objective, batch: Batch, heard: Heard) -> Line:
     """Every trainable tensor must feel the losses."""
     objective.train()
     count_L = objective.count(batch).clamp(min=1)
-    weights = torch.tensor([float(loss.weight) for loss in objective.losses.values()])
-    loss, _ = objective(batch, teacher(batch) if teacher else None, weights / count_L)
+    loss, _ = objective(batch, heard(batch) if heard else None, torch.tensor(objective.weights(0.0)) / count_L)
     loss.backward()
     trainable = [(n, p) for n, p in objective.named_parameters() if p.requires_grad]
     without = [n for n, p in trainable if p.grad is None]

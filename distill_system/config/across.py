@@ -5,6 +5,7 @@ from typing import Any
 from distill_system.errors import Problem, nearest
 from distill_system.evaluation.names import DEFAULT_METRIC, METRICS
 from distill_system.hardware import visible_gpus
+from distill_system.schedules import schedule_of
 from distill_system.schema import signature_of_target
 from distill_system.settings import Gate, Training
 
@@ -71,20 +72,34 @@ def check_monitor(phase: dict[str, Any], name: str, training: Training, task: st
     return [Problem(training_key(phase, name, "monitor"), text)]
 
 
+def weighs(weight: Any) -> bool:
+    """Whether a weight, a number or a schedule, is ever above 0."""
+    schedule = schedule_of(weight)
+    return (
+        bool(weight) if schedule is None else schedule.start > 0 or (schedule.shape != "constant" and schedule.end > 0)
+    )
+
+
 def check_losses(phase: dict[str, Any], name: str, task: str) -> list[Problem]:
     """Losses that need a teacher in a kind of phase without one, that have no meaning for the task, or that all weigh nothing."""
     problems = []
-    takes_teachers = "teachers" in signature_of_target(phase["_target_"]).parameters  # then they are checked by name
+    parameters = signature_of_target(phase["_target_"]).parameters
+    required = "teachers" in parameters and parameters["teachers"].required  # then they are checked by name
+    takes_teachers = required or bool(phase.get("teachers"))
     for loss_name, loss in phase["losses"].items():
         key, kind = f"phases.{name}.losses.{loss_name}", loss["_target_"].rpartition(".")[2]
         attributes = signature_of_target(loss["_target_"]).attributes
         if attributes.get("needs_teacher") and not takes_teachers:
-            text = f"is {kind}, which needs a teacher, and a {phase.get('kind')} phase has none"
-            problems.append(Problem(key, f"{text}; remove it with ~{key}, or make it a distill phase"))
+            text = f"is {kind}, which needs a teacher, and "
+            if "teachers" in parameters:
+                text += f"phases.{name}.teachers is empty; add +phases.{name}.teachers.main.phase=NAME, or remove it with ~{key}"
+            else:
+                text += f"a {phase.get('kind')} phase has none; remove it with ~{key}, or make it a distill phase"
+            problems.append(Problem(key, text))
         tasks = attributes.get("tasks")
         if tasks and task not in tasks:
             text = f"is {kind}, which has no meaning for a {task} task, only for {', '.join(tasks)}"
             problems.append(Problem(key, text))
-    if not any(loss.get("weight", 1.0) for loss in phase["losses"].values()):
+    if not any(weighs(loss.get("weight", 1.0)) for loss in phase["losses"].values()):
         problems.append(Problem(f"phases.{name}.losses", "all have weight 0: nothing would be learned"))
     return problems

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from distill_system.config.across import check_gate, check_losses, check_monitor, check_training
+from distill_system.config.cast import check_cohort, check_hints, check_labels, check_members, check_peer_losses
 from distill_system.config.compose import MISSING
 from distill_system.config.graph import check_lengths, check_model, check_order, check_teachers
 from distill_system.config.instantiate import instantiate, training_of
 from distill_system.config.kinship import check_kinship
+from distill_system.config.recipes import data_node, merged, recipes_of
 from distill_system.errors import Problem, Refusal, nearest
 from distill_system.schema import (
     Parameter,
@@ -55,7 +57,7 @@ def check_values(config: dict[str, Any]) -> list[Problem]:
         problems.append(Problem("phases", "is empty: nothing to run; choose one with experiment=demo_quick"))
     elif isinstance(phases, dict):
         for name in phases:
-            problems += _check_phase(name, phases, allowed)
+            problems += _check_phase(name, phases, allowed, config.get("data"))
     absent = {problem.key for problem in missing}
     return missing + [problem for problem in problems if problem.key not in absent]
 
@@ -79,11 +81,19 @@ def check_across(config: dict[str, Any], *, tolerant: bool) -> list[Problem]:
         tell(check_teachers, phase, name)
         tell(lambda n=name, p=phase: check_training(p, n, training_of(config, n), config["training"]))
     for name, phase in phases.items():
+        tell(check_members, phase, name)
+        tell(lambda n=name: check_cohort(config, n, training_of(config, n)))
         tell(lambda n=name: check_model(config, n, task_of(config)))
         tell(lambda n=name, p=phase: check_gate(p, n, task_of(config)))
         tell(lambda n=name, p=phase: check_monitor(p, n, training_of(config, n), task_of(config)))
         tell(lambda n=name, p=phase: check_losses(p, n, task_of(config)))
+        tell(lambda n=name, p=phase: check_peer_losses(p, n, task_of(config)))
+        tell(check_hints, config, name)
     tell(lambda: instantiate(config["data"]).problems("data"))
+    for name, phase in phases.items():
+        if phase.get("data"):
+            tell(lambda n=name: instantiate(data_node(config, n)).problems(f"phases.{n}.data"))
+        tell(check_labels, config, name)
     tell(check_lengths, config)
     tell(check_kinship, config)
     return unique(problems)
@@ -124,33 +134,53 @@ def check_node(node: Any, key: str, allowed: list[str]) -> list[Problem]:
     return problems
 
 
-def _check_phase(name: str, phases: dict[str, Any], allowed: list[str]) -> list[Problem]:
+def _check_phase(name: str, phases: dict[str, Any], allowed: list[str], data: Any) -> list[Problem]:
     phase, key = phases[name], f"phases.{name}"
     if not isinstance(phase, dict) or "_target_" not in phase:
         real = [other for other, node in phases.items() if isinstance(node, dict) and "_target_" in node]
         return [Problem(key, f"is no phase{nearest(name, real)}; a new one is added with +phases@{key}=finetune")]
     problems = check_node(phase, key, allowed)
     known = {problem.key for problem in problems}
-    model = phase.get("model")
-    if f"{key}.model" not in known and (not isinstance(model, dict) or "_target_" not in model):
-        text = f"is not chosen; add +models@{key}.model=hub (or another choice of conf/models)"
-        problems.append(Problem(f"{key}.model", text))
+    recipes = recipes_of(phase) or {"members" if "members" in phase else "model": {}}
+    for place, recipe in recipes.items():
+        if f"{key}.{place}" not in known and "_target_" not in recipe:
+            text = f"is not chosen; add +models@{key}.{place}=hub (or another choice of conf/models)"
+            problems.append(Problem(f"{key}.{place}", text))
+    problems += _check_data(phase, key, data, allowed, known)
     if isinstance(phase.get("training"), dict):
         problems += check_group(phase["training"], Training, f"{key}.training")
     problems += check_group(phase["gate"], Gate, f"{key}.gate") if phase.get("gate") is not None else []
-    losses = phase.get("losses")
-    if f"{key}.losses" in known:
-        return problems
+    for group in ("losses", "peer_losses"):
+        problems += _check_losses(phase, key, group) if f"{key}.{group}" not in known else []
+    return problems
+
+
+def _check_losses(phase: dict[str, Any], key: str, group: str) -> list[Problem]:
+    if group != "losses" and group not in phase:
+        return []
+    losses = phase.get(group)
     if not losses:
-        problems.append(Problem(f"{key}.losses", "is empty, a phase needs at least one loss"))
-        return problems
+        return [Problem(f"{key}.{group}", "is empty, a phase needs at least one loss")]
     real = [loss for loss, node in losses.items() if isinstance(node, dict) and "_target_" in node]
+    problems = []
     for loss in losses:
         if loss not in real:
-            place = f"{key}.losses.{loss}"
+            place = f"{key}.{group}.{loss}"
             text = f"is no loss{nearest(loss, real)}; a new one is added with +losses@{place}=hard_label"
             problems.append(Problem(place, text))
     return problems
+
+
+def _check_data(phase: dict[str, Any], key: str, data: Any, allowed: list[str], known: set[str]) -> list[Problem]:
+    """What a phase says over the run's data, against the same signature; the run's own faults are told once, under `data`."""
+    own = phase.get("data")
+    if not own or f"{key}.data" in known or not isinstance(data, dict):
+        return []
+    if "_target_" in own:
+        return [Problem(f"{key}.data._target_", "can't be another source than the run's; set single keys of data here")]
+    before = {(p.key.removeprefix("data"), p.message) for p in check_node(data, "data", allowed)}
+    found = check_node(merged(data, own), f"{key}.data", allowed)
+    return [p for p in found if (p.key.removeprefix(f"{key}.data"), p.message) not in before]
 
 
 def _check_names(config: dict[str, Any]) -> list[Problem]:

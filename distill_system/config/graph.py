@@ -6,21 +6,24 @@ import re
 from typing import Any
 
 from distill_system.config.instantiate import instantiate
+from distill_system.config.recipes import outputs, phase_of, recipe_of, recipes_of
 from distill_system.errors import Problem, nearest
 from distill_system.models.pretrained import Package, Pretrained
 from distill_system.models.weights import Unsound, number_of_layers, weight_map
+from distill_system.schema import signature_of_target
 from distill_system.settings import Teacher
 
 
 def references(phase: dict[str, Any]) -> dict[str, str]:
-    """Phases that a phase takes artifacts from, by the config key (below the phase) that says so."""
+    """Phases (or members of phases) that a phase takes artifacts from, by the config key (below the phase) that says so."""
     found = {}
     for name, teacher in (phase.get("teachers") or {}).items():
         if teacher.get("phase"):
             found[f"teachers.{name}.phase"] = teacher["phase"]
-    for key in ("phase", "tokenizer_phase"):
-        if (phase.get("model") or {}).get(key):
-            found[f"model.{key}"] = phase["model"][key]
+    for place, node in recipes_of(phase).items():
+        for key in ("phase", "tokenizer_phase"):
+            if node.get(key):
+                found[f"{place}.{key}"] = node[key]
     return found
 
 
@@ -31,24 +34,27 @@ def check_order(config: dict[str, Any], name: str) -> list[Problem]:
     problems = []
     for key, wanted in references(config["phases"][name]).items():
         full = f"phases.{name}.{key}"
-        if wanted == name:
-            known = order[:position]
+        known = outputs(config, before=name)
+        maker = phase_of(config, wanted)
+        if maker == name:
             fix = f"; name an earlier one ({', '.join(known)})" if known else ", and no phase comes before it"
             problems.append(Problem(full, f"is '{wanted}': a phase can't take its own result{fix}"))
-        elif wanted not in order:
-            fix = nearest(wanted, order[:position]) or " (no phase comes before this one)"
+        elif maker is None:
+            fix = nearest(wanted, known) or " (no phase comes before this one)"
             problems.append(Problem(full, f"is '{wanted}', which no phase of this run produces{fix}"))
-        elif order.index(wanted) > position:
-            cycle = name in references(config["phases"][wanted]).values()
+        elif order.index(maker) > position:
+            heard = {phase_of(config, other) for other in references(config["phases"][maker]).values()}
+            cycle = name in heard
             why = "and the two wait for each other (a cycle)" if cycle else "which comes later; put it first"
             problems.append(Problem(full, f"is '{wanted}', {why}"))
     return problems
 
 
 def check_teachers(phase: dict[str, Any], name: str) -> list[Problem]:
-    teachers = phase.get("teachers")
-    if teachers is None:
+    parameters = signature_of_target(phase["_target_"]).parameters
+    if "teachers" not in parameters:
         return []
+    teachers = phase.get("teachers") or {}
     problems = []
     for teacher_name, values in teachers.items():
         teacher, key = Teacher(**values), f"phases.{name}.teachers.{teacher_name}"
@@ -58,32 +64,41 @@ def check_teachers(phase: dict[str, Any], name: str) -> list[Problem]:
         if not teacher.phase and not teacher.model:
             text = f"is not set: name an earlier phase, or a hub name or folder with {key}.model=..."
             problems.append(Problem(f"{key}.phase", text))
-    if len(teachers) != 1:
-        count = len(teachers) or "no"
-        text = f"has {count} entries; a distill phase takes exactly one so far (teachers.main)"
-        problems.append(Problem(f"phases.{name}.teachers", text))
+    key = f"phases.{name}.teachers"
+    if not teachers and parameters["teachers"].required:
+        problems.append(
+            Problem(key, f"is empty, a {phase['kind']} phase needs at least one; add +{key}.main.phase=NAME")
+        )
+    if teachers and not sum(Teacher(**values).weight for values in teachers.values()) > 0:
+        problems.append(
+            Problem(key, f"all have weight 0: nobody would teach; set {key}.{next(iter(teachers))}.weight=1")
+        )
     return problems
 
 
 def check_model(config: dict[str, Any], name: str, task: str) -> list[Problem]:
-    """The model's own problems, and its layers and patterns against the model that it is made from."""
-    node, key = config["phases"][name]["model"], f"phases.{name}.model"
-    order = list(config["phases"])
-    model = instantiate(node)
+    """Each model's own problems, and its layers and patterns against the model that it is made from."""
+    problems = []
     told = {problem.key for problem in check_order(config, name)}
-    found = model.problems(key, task=task, artifacts_known=set(order[: order.index(name)]))
-    problems = [problem for problem in found if problem.key not in told]
-    source = node.get("phase")
-    count = layers_of(config, source) if source and hasattr(model, "range_problems") and not told else None
-    problems += model.range_problems(key, count) if count else []
-    return problems + check_frozen(model, parameter_words(config, name), key)
+    for place, node in recipes_of(config["phases"][name]).items():
+        key, model = f"phases.{name}.{place}", instantiate(node)
+        found = model.problems(key, task=task, artifacts_known=set(outputs(config, before=name)))
+        problems += [problem for problem in found if problem.key not in told]
+        source = node.get("phase")
+        count = layers_of(config, source) if source and hasattr(model, "range_problems") and not told else None
+        problems += model.range_problems(key, count) if count else []
+        problems += check_frozen(model, parameter_words(config, node), key)
+    return problems
 
 
-def layers_of(config: dict[str, Any], phase: str, seen: tuple[str, ...] = ()) -> int | None:
-    """Layers of a phase's model; None where it can't be known without the hub."""
-    if phase not in config["phases"] or phase in seen:
-        return None
-    recipe = instantiate(config["phases"][phase]["model"])
+def layers_of(config: dict[str, Any], output: str) -> int | None:
+    """Layers of the model of a phase, or of a member; None where it can't be known without the hub."""
+    node = recipe_of(config, output)
+    return layers_of_recipe(node) if node is not None else None
+
+
+def layers_of_recipe(node: dict[str, Any]) -> int | None:
+    recipe = instantiate(node)
     if hasattr(recipe, "range_problems"):  # it keeps some of another model's layers
         return recipe.num_layers if recipe.layers == "even" else len(recipe.layers)
     values = recipe.config() if hasattr(recipe, "config") else None
@@ -109,12 +124,11 @@ def check_frozen(model: Any, known: set[str], key: str) -> list[Problem]:
     return problems
 
 
-def parameter_words(config: dict[str, Any], phase: str, seen: tuple[str, ...] = ()) -> set[str]:
-    """Parts of the names of the tensors that a phase's model starts from; empty where their files aren't here."""
-    node = config["phases"][phase]["model"]
+def parameter_words(config: dict[str, Any], node: dict[str, Any], seen: tuple[str, ...] = ()) -> set[str]:
+    """Parts of the names of the tensors that a recipe's model starts from; empty where their files aren't here."""
     if node.get("phase"):
-        known = node["phase"] in config["phases"] and node["phase"] not in (*seen, phase)
-        return parameter_words(config, node["phase"], (*seen, phase)) if known else set()
+        source = recipe_of(config, node["phase"]) if node["phase"] not in seen else None
+        return parameter_words(config, source, (*seen, node["phase"])) if source is not None else set()
     model = instantiate(node.get("source") or node)
     if isinstance(model, Package):
         model = model.cached()
@@ -132,7 +146,12 @@ def check_lengths(config: dict[str, Any]) -> list[Problem]:
     source = instantiate(config["data"])
     length = getattr(source, "max_length", None) or getattr(source, "block_size", None)
     key = "data.max_length" if hasattr(source, "max_length") else "data.block_size"
-    limits = [(limit, name) for name in config["phases"] if (limit := positions_of(config, name))]
+    limits = [
+        (limit, name)
+        for name, phase in config["phases"].items()
+        for node in recipes_of(phase).values()
+        if (limit := positions_of(config, node))
+    ]
     limits += [
         (limit, f"{name}'s teacher")
         for name, phase in config["phases"].items()
@@ -147,11 +166,10 @@ def check_lengths(config: dict[str, Any]) -> list[Problem]:
     ]
 
 
-def positions_of(config: dict[str, Any], phase: str, seen: tuple[str, ...] = ()) -> int | None:
-    """Positions of a phase's model, following `phase:` references; None where it can't be known without the hub."""
-    node = config["phases"][phase]["model"]
-    source = node.get("phase")
-    if source:
-        known = source in config["phases"] and source not in seen
-        return positions_of(config, source, (*seen, phase)) if known else None
+def positions_of(config: dict[str, Any], node: dict[str, Any], seen: tuple[str, ...] = ()) -> int | None:
+    """Positions of a recipe's model, following `phase:` references; None where it can't be known without the hub."""
+    output = node.get("phase")
+    if output:
+        source = recipe_of(config, output) if output not in seen else None
+        return positions_of(config, source, (*seen, output)) if source is not None else None
     return instantiate(node).max_positions({})

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_system.config.instantiate import instantiate
+from distill_system.config.recipes import data_node, phase_of, recipe_of, recipes_of
 from distill_system.errors import Problem
 from distill_system.models.alignment import align_labels, check_tokenizers
 from distill_system.models.pretrained import Package, Pretrained
@@ -13,20 +14,21 @@ from distill_system.settings import Teacher
 
 def check_kinship(config: dict[str, Any]) -> list[Problem]:
     """A teacher that would be refused when its phase begins is refused now, and not after the phases before it were trained."""
-    source = instantiate(config["data"])
     problems = []
     for name, phase in config["phases"].items():
+        source = instantiate(data_node(config, name))
         for teacher_name, values in (phase.get("teachers") or {}).items():
             teacher, key = Teacher(**values), f"phases.{name}.teachers.{teacher_name}"
             if teacher.model:
                 problems += check_teacher_model(teacher.model, f"{key}.model", source)
-            own = root(config, phase["model"])
-            if teacher.phase and root(config, config["phases"][teacher.phase]["model"]) == own:
-                continue
-            student, other = vocabulary(own), teacher_vocabulary(config, teacher)
-            if student and other:
-                setting = f"{key}.model" if teacher.model else f"{key}.phase"
-                problems += check_tokenizers(Words(other), Words(student), key=setting, texts=())
+            for node in recipes_of(phase).values():
+                own = root(config, node)
+                if teacher.phase and root_of(config, teacher.phase) == own:
+                    continue
+                student, other = vocabulary(own), teacher_vocabulary(config, teacher)
+                if student and other:
+                    setting = f"{key}.model" if teacher.model else f"{key}.phase"
+                    problems += check_tokenizers(Words(other), Words(student), key=setting, texts=())
     return problems
 
 
@@ -47,7 +49,7 @@ def check_teacher_model(name: str, key: str, source: Any) -> list[Problem]:
         return problems
     names = values.get("id2label") or {i: f"LABEL_{i}" for i in range(values.get("num_labels") or 2)}
     labels = source.label_names()
-    return problems + (align_labels(names, labels, key=key).problems if labels else [])
+    return problems + (align_labels(names, labels, key=key, partial=True).problems if labels else [])
 
 
 class Words:
@@ -65,8 +67,15 @@ class Words:
 
 def teacher_vocabulary(config: dict[str, Any], teacher: Teacher) -> dict[str, int] | None:
     if teacher.phase:
-        return vocabulary(root(config, config["phases"][teacher.phase]["model"]))
+        return vocabulary(root_of(config, teacher.phase))
     return vocabulary_of(Pretrained(name=teacher.model)) if teacher.model else None
+
+
+def root_of(config: dict[str, Any], output: str) -> dict[str, Any] | None:
+    node = recipe_of(config, output)
+    if node is None and (phase := phase_of(config, output)):  # the best of several members, which share their tokenizer
+        node = next(iter(recipes_of(config["phases"][phase]).values()), None)
+    return root(config, node) if node is not None else None
 
 
 def root(config: dict[str, Any], node: dict[str, Any], seen: tuple[str, ...] = ()) -> dict[str, Any] | None:
@@ -74,8 +83,8 @@ def root(config: dict[str, Any], node: dict[str, Any], seen: tuple[str, ...] = (
     other = node.get("tokenizer_phase") or node.get("phase")
     if not other:
         return node
-    known = other in config["phases"] and other not in seen
-    return root(config, config["phases"][other]["model"], (*seen, other)) if known else None
+    source = recipe_of(config, other) if other not in seen else None
+    return root(config, source, (*seen, other)) if source is not None else None
 
 
 def vocabulary(node: dict[str, Any] | None) -> dict[str, int] | None:

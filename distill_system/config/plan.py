@@ -8,6 +8,7 @@ from typing import Any
 
 from distill_system.config.graph import references
 from distill_system.config.instantiate import instantiate, training_of
+from distill_system.config.recipes import data_node, recipes_of
 from distill_system.errors import Problem
 from distill_system.files import read_json
 from distill_system.manifest import Manifest, determining, differences
@@ -22,9 +23,12 @@ def run_folder(config: dict[str, Any]) -> Path:
 
 def settings_of(config: dict[str, Any], phase: str) -> dict[str, Any]:
     """What the result of a phase depends on, as it is compared and recorded."""
-    data = instantiate(config["data"]).fingerprint()
+    node = data_node(config, phase)
+    data = instantiate(node).fingerprint()
     settings = determining(config, phase, dataclasses.asdict(training_of(config, phase)), data)
-    settings |= {"model_content": instantiate(config["phases"][phase]["model"]).fingerprint()}
+    settings |= {"data": node}
+    for place, recipe in recipes_of(config["phases"][phase]).items():
+        settings |= {f"{place}_content": instantiate(recipe).fingerprint()}
     # A teacher from a folder of this machine is told by its content: other weights under the same path are another teacher.
     teachers = config["phases"][phase].get("teachers") or {}
     outside = {
@@ -42,7 +46,7 @@ def compare(config: dict[str, Any], manifest: Manifest) -> list[Problem]:
             continue
         changed = differences(record["settings"], settings_of(config, name))
         for key, other in references(phase).items():
-            known, present = record["inputs"].get(key, {}).get("digest"), manifest.phases.get(other, {}).get("digest")
+            known, present = record["inputs"].get(key, {}).get("digest"), manifest.digest(other)
             if known and present and known != present:
                 changed.append(f"{key} (the model of phase {other}): {known[:12]} -> {present[:12]}")
         if changed:

@@ -3,10 +3,11 @@
 Rows that only fill up a micro-batch are dropped, and each sample counts exactly once whatever the number of ranks. Of language models only sums are
 kept: `[N, T, V]` would not fit anywhere.
 
-Shapes: B samples of a batch, N of the split, T tokens, C classes or words of the vocabulary, P positions of a piece.
+Shapes: B samples of a batch, N of the split, T tokens, C classes or words of the vocabulary, P labelled words of all samples.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -27,14 +28,19 @@ PIECE = (
 
 @dataclass
 class Predictions:
-    """What a model and its teachers said about a split, in the order of the sample index; on the CPU, the same on every rank."""
+    """What a model and its teachers said about a split, in the order of the sample index; on the CPU, the same on every rank.
+
+    Labels are [N] in classification, [N, C] in multi-label and regression. In token classification labels and logits are those of the labelled words,
+    [P] and [P, C], sample after sample, and `samples_P` says which sample each is of.
+    """
 
     task: str
     classes: int
     index_N: Tensor
-    labels_N: Tensor | None = None  # these three in classification only
+    labels_N: Tensor | None = None  # these three not in language modelling
     logits_NC: Tensor | None = None
     teacher_logits: dict[str, Tensor] = field(default_factory=dict)
+    samples_P: Tensor | None = None  # token classification only
     sums: dict[str, float] = field(default_factory=dict)  # language modelling only: nll, tokens
     teacher_sums: dict[str, dict[str, float]] = field(default_factory=dict)  # nll, agreement, kl
 
@@ -66,10 +72,10 @@ def predict(
     """Predictions over all ranks' batches.
 
     Args:
-        forward: batch on `device` -> logits: `[B, C]`; in language modelling `[B, T, C]`, or `[B, T-1, C]` without the last position (told apart by
+        forward: batch on `device` -> logits: `[B, C]`; in token classification `[B, T, C]`; in language modelling the same, or `[B, T-1, C]` without the last position (told apart by
             shape), so that what a model gives and what a loss reads both do.
         batches: this rank's share, filler rows marked by `valid` False; every rank has equally many, since the forward may be collective.
-        task: "classification" or "causal_lm".
+        task: of the data.
         device: where batches are moved to.
         teachers: name -> the same as `forward`, with the student's classes in the student's order.
         modules: what is put in eval mode meanwhile; may be left out where `forward` is itself a module or a module's method.
@@ -79,7 +85,7 @@ def predict(
         owner = forward if isinstance(forward, nn.Module) else getattr(forward, "__self__", None)
         assert isinstance(owner, nn.Module), "modules=[...] must say what is to be in eval mode"
         modules = [owner]
-    collect = {"classification": _classification, "causal_lm": _language}[task]
+    collect = {"token_classification": _words, "causal_lm": _language}.get(task, functools.partial(_rows, task))
     moved = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in batches)
     # Not inference_mode: the tensors that ZeRO-3 gathers in it could not be trained on afterwards.
     with torch.no_grad(), evaluation_mode(modules):
@@ -91,7 +97,7 @@ def predict(
     return predictions
 
 
-def _classification(forward: Forward, batches: Iterable[Batch], teachers: dict[str, Forward]) -> Predictions:
+def _rows(task: str, forward: Forward, batches: Iterable[Batch], teachers: dict[str, Forward]) -> Predictions:
     roles = {"": forward} | teachers
     seen: list[dict[str, Tensor]] = []
     for batch in batches:
@@ -103,17 +109,48 @@ def _classification(forward: Forward, batches: Iterable[Batch], teachers: dict[s
     assert seen, "no batch to predict"
     mine = {name: torch.cat([part[name] for part in seen]).cpu() for name in seen[0]}
     kept = mine.pop("valid").bool() & (mine["index"] >= 0)
-    parts = distributed.everyone({name: tensor[kept] for name, tensor in mine.items()})
+    parts = distributed.data_everyone({name: tensor[kept] for name, tensor in mine.items()})
     whole = {name: torch.cat([part[name] for part in parts]) for name in mine}
     order = whole["index"].argsort()
     whole = {name: tensor[order] for name, tensor in whole.items()}
     return Predictions(
-        "classification",
+        task,
         whole["logits/"].shape[-1],
         whole["index"],
         whole["labels"],
         whole["logits/"],
         {name: whole[f"logits/{name}"] for name in teachers},
+    )
+
+
+def _words(forward: Forward, batches: Iterable[Batch], teachers: dict[str, Forward]) -> Predictions:
+    """The labelled words alone are kept: padding, special tokens and the later pieces of words say nothing."""
+    roles = {"": forward} | teachers
+    index: list[Tensor] = []
+    seen: list[dict[str, Tensor]] = []
+    for batch in batches:
+        valid_B = batch["valid"].bool()
+        keep_BT = valid_B[:, None] & (batch["labels"] != IGNORE)
+        index.append(batch["index"][valid_B].cpu())
+        samples_BT = batch["index"][:, None].expand_as(keep_BT)
+        found = {"labels": batch["labels"][keep_BT].cpu(), "samples": samples_BT[keep_BT].cpu()}
+        seen.append(
+            found | {f"logits/{name}": role(batch).detach()[keep_BT].float().cpu() for name, role in roles.items()}
+        )
+    assert seen, "no batch to predict"
+    mine = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
+    parts = distributed.data_everyone(mine)
+    whole = {name: torch.cat([part[name] for part in parts]) for name in mine}
+    order = whole["samples"].argsort(stable=True)  # the words of a sample stay in their order
+    whole = {name: tensor[order] for name, tensor in whole.items()}
+    return Predictions(
+        "token_classification",
+        whole["logits/"].shape[-1],
+        torch.cat(distributed.data_everyone(torch.cat(index))).sort().values,
+        whole["labels"],
+        whole["logits/"],
+        {name: whole[f"logits/{name}"] for name in teachers},
+        whole["samples"],
     )
 
 
@@ -132,10 +169,10 @@ def _language(forward: Forward, batches: Iterable[Batch], teachers: dict[str, Fo
         index.append(batch["index"][batch["valid"].bool()])
         del student_BTC, teachers_BTC  # before the next batch's are made
     assert total is not None, "no batch to predict"
-    nll, tokens, *rest = distributed.sum_over_ranks(total).tolist()
+    nll, tokens, *rest = distributed.sum_over_data_ranks(total).tolist()
     keys = ("nll", "agreement", "kl")
     teacher_sums = {name: dict(zip(keys, rest[3 * i : 3 * i + 3], strict=True)) for i, name in enumerate(teachers)}
-    index_N = torch.cat(distributed.everyone(torch.cat(index).cpu())).sort().values
+    index_N = torch.cat(distributed.data_everyone(torch.cat(index).cpu())).sort().values
     return Predictions(
         "causal_lm", classes, index_N, sums={"nll": nll, "tokens": int(tokens)}, teacher_sums=teacher_sums
     )

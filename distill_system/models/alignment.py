@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from distill_system.errors import Problem, nearest
+from distill_system.models.images import check_processors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +40,21 @@ class LabelAlignment:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the teacher knows all of the student's labels; -1 in `order` stands for one that it doesn't know."""
+        return -1 not in self.order
+
+    @property
     def is_identity(self) -> bool:
         return self.order == list(range(len(self.order)))
 
 
 def align_labels(
-    teacher_id2label: Mapping[Any, str], student_label_names: Sequence[str], key: str = "teachers"
+    teacher_id2label: Mapping[Any, str],
+    student_label_names: Sequence[str],
+    key: str = "teachers",
+    *,
+    partial: bool = False,
 ) -> LabelAlignment:
     """Finds, for each of the student's labels, the teacher's class of the same name (upper and lower case don't matter).
 
@@ -54,10 +64,13 @@ def align_labels(
         teacher_id2label: `config.id2label`, its keys numbers or texts.
         student_label_names: in the order of the student's classes.
         key: the config key that problems name.
+        partial: take a teacher that knows only part of the labels, two at least; not one that knows others.
     """
     names = [str(name) for _, name in sorted((int(i), name) for i, name in teacher_id2label.items())]
     student = [str(name) for name in student_label_names]
-    if len(names) != len(student):
+    folded_student = {name.casefold().strip() for name in student}
+    subset = 2 <= len(names) < len(student) and all(name.casefold().strip() in folded_student for name in names)
+    if len(names) != len(student) and not (partial and subset):
         text = f"has {len(names)} labels ({_listed(names)}), the data has {len(student)} ({_listed(student)}); they must be the same"
         return LabelAlignment(problems=[Problem(key, text)])
     by_name = {name.casefold().strip(): i for i, name in enumerate(names)}
@@ -68,8 +81,10 @@ def align_labels(
                 problems=[Problem(key, f"can't be aligned: {which} has two labels of the same name ({_listed(given)})")]
             )
     missing = [name for name, short in zip(student, wanted, strict=True) if short not in by_name]
-    if not missing:
-        return LabelAlignment([by_name[short] for short in wanted])
+    if not missing or (partial and subset):
+        known = ", ".join(names)
+        note = [f"{key}: it knows {len(names)} of {len(student)} labels ({known}) and teaches those"] if missing else []
+        return LabelAlignment([by_name.get(short, -1) for short in wanted], warnings=note)
     if all(DEFAULT_LABEL.fullmatch(name) for name in names):
         text = f"{key}: the teacher's labels have no names ({_listed(names)}); they are taken in the data's order ({_listed(student)})"
         return LabelAlignment(list(range(len(names))), warnings=[text])
@@ -83,7 +98,7 @@ def _listed(names: Sequence[str], most: int = 8) -> str:
 
 
 def check_tokenizers(one: Any, other: Any, key: str = "teachers", texts: Iterable[str] = PROBE_TEXTS) -> list[Problem]:
-    """Proves that two tokenizers are equal on the range they share, or names the first difference.
+    """Proves that two tokenizers are equal on the range they share, or names the first difference; of image processors, that they give the same pixels.
 
     Equal means: the same token at each id below the smaller size, and the same ids for each of the probe texts.
 
@@ -93,6 +108,12 @@ def check_tokenizers(one: Any, other: Any, key: str = "teachers", texts: Iterabl
         key: the config key that problems name.
         texts: encoded by both, besides the vocabulary; some of the data's own texts may be added.
     """
+    words = [hasattr(reader, "get_vocab") for reader in (one, other)]
+    if not all(words):
+        if any(words):
+            kinds = ["texts" if word else "pictures" for word in words]
+            return [Problem(key, f"reads {kinds[0]}, the student reads {kinds[1]}; take models of one kind")]
+        return check_processors(one, other, key)
     shared = min(len(one), len(other))
     first, second = (
         {i: token for token, i in tokenizer.get_vocab().items() if i < shared} for tokenizer in (one, other)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,28 @@ from torch import Tensor, nn
 
 from distill_system import distributed
 from distill_system.artifacts import Artifact
+from distill_system.data.collate import collate
 from distill_system.data.datamodule import DataModule
 from distill_system.data.tokens import Stores, tokenise
-from distill_system.errors import refuse
+from distill_system.errors import Refusal, refuse
 from distill_system.evaluation.evaluate import phase_evaluation
 from distill_system.evaluation.names import DEFAULT_METRIC, better
 from distill_system.evaluation.predict import predict
 from distill_system.files import digest_value, remove_leftovers
-from distill_system.settings import Training
+from distill_system.losses.base import Loss
+from distill_system.models.alignment import check_tokenizers
+from distill_system.phases.terms import Script, known_classes, rehearse, write_script
+from distill_system.settings import Ensemble, Training
 from distill_system.training.engine import Engine
+from distill_system.training.ensemble import Faculty
+from distill_system.training.exchange import exchange_logits
 from distill_system.training.fit import Fit, Outcome, steps_of
-from distill_system.training.objective import Objective
+from distill_system.training.objective import STUDENT, Objective
 from distill_system.training.strategy import autocast_of, make_engine
 from distill_system.training.teachers import Teacher
 
 Batch = Mapping[str, Tensor]
+PROBE_ROWS = 2  # rows that losses are fitted to their models with
 
 
 @dataclass
@@ -40,16 +47,29 @@ class Context:
     training: Training
     seed: int
     device: torch.device
-    artifacts: dict[str, Path]  # models of the finished phases
+    artifacts: dict[str, Path]  # models of the finished phases, and `phase.member` of their members
     write: Callable[[list[dict[str, Any]]], None]  # takes journal lines, on rank 0
     rewind: Callable[[int], None]  # drops the phase's journal lines after a step, on rank 0
     announce: Callable[[int], None]  # told the total number of steps, on rank 0
     stop_asked: Callable[[], bool]
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was chosen and why: told in the report, no cause for worry
+    member: str | None = None  # of the phase, where this speaks of one of several
+    seed_as: str | None = None  # phases of one word see the same batches; None: the phase's own name
+    inputs: dict[str, Any] = field(default_factory=dict)  # what the phase takes from elsewhere, as the manifest has it
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
-        return self.run_folder / self.name
+        return self.run_folder / self.name / (self.member or "")
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}.{self.member}" if self.member else self.name
+
+    def of(self, member: str) -> "Context":
+        """The same for one member; warnings are shared."""
+        return replace(self, member=member)
 
     @property
     def task(self) -> str:
@@ -57,12 +77,20 @@ class Context:
 
     @functools.cached_property
     def phase_seed(self) -> int:
-        """Differs between phases, and doesn't change when another phase is added before."""
-        return int(digest_value([self.seed, self.name])[:8], 16)
+        """Differs between phases, and doesn't change when another phase is added before. It decides the order of the batches."""
+        return int(digest_value([self.seed, self.seed_as or self.name])[:8], 16)
 
     @property
     def label_names(self) -> list[str] | None:
-        return self.source.label_names() if self.task == "classification" else None
+        return self.source.label_names() if self.task not in ("causal_lm", "regression") else None
+
+
+@dataclass
+class Member:
+    """One of several models that a phase leaves."""
+
+    artifact: Artifact
+    evaluation: dict[str, Any]
 
 
 @dataclass
@@ -73,6 +101,8 @@ class Result:
     outcome: Outcome
     evaluation: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    members: dict[str, Member] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # for the manifest
 
 
 @dataclass
@@ -86,17 +116,48 @@ class Trained:
     teachers: dict[str, Teacher]
     tokenizer: Any
     started: float
+    script: Script
 
 
-def build_student(recipe: Any, context: Context) -> tuple[nn.Module, Any]:
+def build_student(
+    recipe: Any, context: Context, *, key: str = "model", seed: int | None = None
+) -> tuple[nn.Module, Any]:
     """Model and tokenizer of a phase, the same on every rank. All ranks build at once: caches below are locked while one fetches."""
     return recipe.build(
         task=context.task,
         label_names=context.label_names,
         artifacts=context.artifacts,
-        seed=context.phase_seed,
-        key=f"phases.{context.name}.model",
+        seed=context.phase_seed if seed is None else seed,
+        key=f"phases.{context.name}.{key}",
     )
+
+
+def build_members(
+    recipes: Mapping[str, Any], context: Context, *, group: str, seeds: Mapping[str, int | None] | None = None
+) -> tuple[dict[str, nn.Module], Any]:
+    """Several models that see the same batches, and the tokenizer that they share.
+
+    Args:
+        recipes: by the members' names.
+        context: of the phase.
+        group: key of the recipes below the phase.
+        seeds: of fresh weights; a member without one takes it from its name.
+
+    Raises:
+        Refusal: their tokenizers differ.
+    """
+    models, first = {}, None
+    for name, recipe in recipes.items():
+        own = (seeds or {}).get(name)
+        seed = int(digest_value([context.phase_seed, name])[:8], 16) if own is None else own
+        models[name], tokenizer = build_student(recipe, context, key=f"{group}.{name}", seed=seed)
+        if first is None:
+            first = tokenizer
+        elif hasattr(tokenizer, "get_vocab"):
+            problems = check_tokenizers(first, tokenizer, key=f"phases.{context.name}.{group}.{name}")
+            if problems:
+                raise Refusal(problems)
+    return models, first
 
 
 def load_data(context: Context, tokenizer: Any) -> Stores:
@@ -108,19 +169,60 @@ def load_data(context: Context, tokenizer: Any) -> Stores:
 
 def train(
     context: Context,
-    student: nn.Module,
+    students: nn.Module | Mapping[str, nn.Module],
     tokenizer: Any,
-    losses: Mapping[str, nn.Module],
+    losses: Mapping[str, Loss],
     *,
     stores: Stores,
     teachers: dict[str, Teacher],
     started: float,
+    weights: Mapping[str, float] | None = None,
+    ensemble: Ensemble | None = None,
+    peer_losses: Mapping[str, Loss] | None = None,
+    roles: list[str] | None = None,
 ) -> Trained:
-    """Trains the student on its losses from its last checkpoint to its last step, or to a signal."""
+    """Trains students on their losses from their last checkpoint to their last step, or to a signal.
+
+    Args:
+        context: of the phase.
+        students: one, or those by name that live on this rank.
+        tokenizer: of all.
+        losses: as the config has them.
+        stores: tokenised splits.
+        teachers: by name.
+        started: when the phase began.
+        weights: of the teachers; None: equal.
+        ensemble: how several teachers teach together.
+        peer_losses: between members.
+        roles: names of all members, where some live on other ranks.
+    """
     training = context.training
+    models = {STUDENT: students} if isinstance(students, nn.Module) else dict(students)
     if training.activation_checkpointing:
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    objective = Objective(student, losses, task=context.task, autocast=autocast_of(training, context.device))
+        for model in models.values():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ensemble = ensemble or Ensemble()
+    weights = dict(weights or dict.fromkeys(teachers, 1.0))
+    script = write_script(roles or list(models), losses, teachers=weights, ensemble=ensemble, peer_losses=peer_losses)
+    rehearse(
+        script,
+        models,
+        teachers,
+        probe_batch(context, stores, tokenizer),
+        task=context.task,
+        seed=context.phase_seed,
+        phase=context.name,
+    )
+    context.notes += script.notes
+    objective = Objective(
+        models,
+        script.losses,
+        task=context.task,
+        terms=script.terms,
+        autocast=autocast_of(training, context.device),
+        known=known_classes(teachers),
+        exchange=exchange_logits(roles) if roles and distributed.division() else None,
+    )
     check_trainable(objective, context.name)
     engine = make_engine(objective, training, context.device)
     data = data_module(context, stores, tokenizer, start_step=0, total_steps=0)
@@ -129,12 +231,13 @@ def train(
     checkpoints = context.folder / "checkpoints"
     if distributed.is_main():
         remove_leftovers(checkpoints)
+    faculty = Faculty(teachers, ensemble, weights, script.sources, context.task) if script.sources else None
     fit = Fit(
         engine,
-        teacher=next(iter(teachers.values()), None),
+        teachers=faculty,
         training=training,
         folder=checkpoints,
-        phase=context.name,
+        phase=context.title,
         identity=context.identity,
         seed=context.phase_seed,
         total_steps=total_steps,
@@ -152,42 +255,62 @@ def train(
     )
     outcome = fit.run(context.device)
     context.warnings += outcome.warnings
-    return Trained(engine, outcome, data, stores, teachers, tokenizer, started)
+    return Trained(engine, outcome, data, stores, teachers, tokenizer, started, script)
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """The token that fills short rows (masked out anyway); pictures have none."""
+    return getattr(tokenizer, "pad_token_id", None) or 0
+
+
+def probe_batch(context: Context, stores: Stores, tokenizer: Any) -> Batch:
+    store = stores["train"]
+    batch = collate(store, list(range(min(PROBE_ROWS, len(store)))), pad_id_of(tokenizer))
+    return {name: tensor.to(context.device) for name, tensor in batch.items()}
 
 
 def data_module(context: Context, stores: Stores, tokenizer: Any, *, start_step: int, total_steps: int) -> DataModule:
-    pad_id = tokenizer.pad_token_id
     return DataModule(
         stores,
-        pad_id=0 if pad_id is None else pad_id,  # masked out anyway
+        pad_id=pad_id_of(tokenizer),
         batch_size=context.training.batch_size,
         accumulation=context.training.accumulation,
         eval_batch_size=context.training.eval_batch_size,
         seed=context.phase_seed,
-        rank=distributed.rank(),
-        world=distributed.world(),
+        rank=distributed.data_rank(),
+        world=distributed.data_world(),
         start_step=start_step,
         total_steps=total_steps,
     )
 
 
 def check_trainable(objective: Objective, phase: str) -> None:
-    if not any(parameter.requires_grad for parameter in objective.parameters()):
-        raise refuse(f"phases.{phase}.model.frozen", "freezes every parameter: there is nothing to train")
+    for role, model in objective.roles.items():
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            place = "model" if len(objective.role_names) == 1 else role
+            raise refuse(f"phases.{phase}.{place}.frozen", "freezes every parameter: there is nothing to train")
 
 
-def validate(context: Context, engine: Engine, data: DataModule) -> dict[str, float]:
-    """Metrics on the validation split, over all ranks."""
-    predictions = predict(
-        engine.evaluate,
-        data.evaluation_batches("validation"),
-        context.task,
-        context.device,
-        modules=[engine.objective],
-        samples=len(data.stores["validation"]),
-    )
-    store = data.stores["validation"]
-    figures = phase_evaluation(
-        predictions, split="validation", label_names=context.label_names or (), num_bytes_N=store.num_bytes
-    )
-    return figures["metrics"]
+def validate(context: Context, engine: Engine, data: DataModule) -> dict[str, dict[str, float]]:
+    """Metrics of each role on the validation split, over all ranks."""
+    found = {}
+    for role in engine.objective.roles:
+        predictions = predict(
+            functools.partial(engine.evaluate, role=role),
+            data.evaluation_batches("validation"),
+            context.task,
+            context.device,
+            modules=[engine.objective],
+            samples=len(data.stores["validation"]),
+        )
+        figures = phase_evaluation(
+            predictions,
+            split="validation",
+            label_names=context.label_names or (),
+            num_bytes_N=data.stores["validation"].num_bytes,
+        )
+        found[role] = figures["metrics"]
+    if distributed.division() is None:
+        return found
+    everyone = {role: figures for own in distributed.everyone(found) for role, figures in own.items()}
+    return {role: everyone[role] for role in engine.objective.role_names}

@@ -16,6 +16,8 @@ class Finetune:
         model: recipe of the model.
         losses: by name.
         training: what differs from the run's training settings; read by the pipeline.
+        data: what differs from the run's data; read by the pipeline.
+        seed_as: phases with the same word see the same batches; read by the pipeline.
         gate: bound that the result must keep; read by the pipeline.
     """
 
@@ -25,9 +27,11 @@ class Finetune:
         model: dict[str, Any],
         losses: dict[str, Any],
         training: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
+        seed_as: str | None = None,
         gate: Gate | None = None,
     ) -> None:
-        self.kind, self.model, self.losses, self.training, self.gate = kind, model, losses, training, gate
+        self.kind, self.model, self.losses = kind, model, losses
 
     def run(self, context: base.Context) -> base.Result:
         started = time.perf_counter()

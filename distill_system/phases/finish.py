@@ -1,6 +1,10 @@
-"""The end of a phase: its artifact written and proven by reloading it, its figures measured, its passport filled in."""
+"""The end of a phase: its artifacts written and proven by reloading them, their figures measured, their passports filled in."""
 
+import functools
+import shutil
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,16 @@ from distill_system.artifacts import Artifact, write_passport
 from distill_system.data.collate import Batch, collate
 from distill_system.evaluation.evaluate import finite, phase_evaluation, prediction_rows
 from distill_system.evaluation.latency import measure
+from distill_system.evaluation.names import DEFAULT_METRIC, better
 from distill_system.evaluation.predict import Predictions, predict
 from distill_system.evaluation.size import size
 from distill_system.export.dense import verify, write_model
-from distill_system.files import folder_atomic, write_json
+from distill_system.files import folder_atomic, link_or_copy, read_json, write_json
 from distill_system.manifest import Manifest
-from distill_system.phases.base import Context, Result, Trained
+from distill_system.phases.base import Context, Member, Result, Trained
 from distill_system.settings import ZERO_STRATEGIES
 
+SPLITS = ("test", "validation", "train")  # the first that is there is what a phase is measured on
 PROBE_ROWS = 8  # rows whose outputs must be the same after reloading
 TOLERANCE = {
     "fp32": 1e-4,
@@ -28,63 +34,157 @@ TOLERANCE = {
 }  # of logits; 16-bit runs are compared with the fp32 weights they hand on
 
 
-def finish(context: Context, trained: Trained) -> Result:
-    """Evaluates and writes what was trained, all ranks together; rank 0 holds the result."""
+@dataclass
+class Taken:
+    """What the live engine says of one role at its end: all that takes every rank."""
+
+    role: str
+    predictions: Predictions
+    probe_logits: Tensor
+
+
+def finish(context: Context, trained: Trained, *, keep: str = "all") -> Result:
+    """Evaluates and writes what was trained, all ranks together; rank 0 holds the result.
+
+    Args:
+        context: of the phase.
+        trained: its engine at the end.
+        keep: "best" throws away the models of all members but the best.
+    """
     if trained.outcome.preempted:
         return Result(None, trained.outcome)
-    split = next(name for name in ("test", "validation", "train") if name in trained.stores)
-    predictions = predict(
-        trained.engine.evaluate,
-        trained.data.evaluation_batches(split),
-        context.task,
-        context.device,
-        trained.teachers,
-        modules=[trained.engine.objective, *(teacher.module for teacher in trained.teachers.values())],
-        samples=len(trained.stores[split]),
-    )
-    folder = context.folder / "model"
-    write_artifact(context, trained, folder, probe_logits(context, trained, split))
-    evaluation: dict[str, Any] = {}
-    artifact = Artifact(folder, "")
+    extra = {"mapping": trained.script.mapping} if trained.script.mapping else {}
+    if len(trained.engine.objective.role_names) == 1:
+        (taken,) = take(context, trained)
+        member = conclude(context, trained, taken)
+        seconds = time.perf_counter() - trained.started
+        return Result(member.artifact, trained.outcome, member.evaluation, seconds, extra=extra)
+    members = finish_members(context, trained)
+    best = best_member(members, trained.outcome.progress.best, monitor_of(context))
     if distributed.is_main():
-        evaluation = describe(context, trained, predictions, split, folder)
-        artifact = record(context, trained, evaluation, folder)
+        hand_on(context.folder, best)
+        for name in members:
+            if keep == "best" and name != best:
+                shutil.rmtree(context.folder / name / "model", ignore_errors=True)
     distributed.barrier()
-    return Result(artifact, trained.outcome, evaluation, time.perf_counter() - trained.started)
+    seconds = time.perf_counter() - trained.started
+    extra |= {"best_member": best}
+    return Result(members[best].artifact, trained.outcome, members[best].evaluation, seconds, members, extra)
 
 
-def probe(trained: Trained, split: str) -> Batch:
+def finish_members(context: Context, trained: Trained) -> dict[str, Member]:
+    """Every member in a folder of its own; known to all ranks."""
+    taken = {one.role: one for one in take(context, trained)}
+    roles = trained.engine.objective.role_names
+    for role in (
+        roles
+    ):  # one after the other, also where they live apart: latency is measured on a machine that does nothing else
+        if role in taken:
+            conclude(context.of(role), trained, taken[role])
+        distributed.barrier()
+    return {role: read_member(context.of(role)) for role in roles}
+
+
+def read_member(context: Context) -> Member:
+    return Member(Artifact.read(context.folder / "model"), read_json(context.folder / "evaluation.json"))
+
+
+def monitor_of(context: Context) -> str:
+    return context.training.monitor or DEFAULT_METRIC[context.task]
+
+
+def best_member(members: Mapping[str, Member], validation: Mapping[str, float], monitor: str) -> str:
+    """The member with the best monitored metric on the validation rows; where there are none, on the rows it was measured on."""
+    figures = {
+        name: validation.get(name, member.evaluation["metrics"].get(monitor)) for name, member in members.items()
+    }
+    best = next(iter(figures))
+    for name, value in figures.items():
+        if better(monitor, value, figures[best]):
+            best = name
+    return best
+
+
+def hand_on(folder: Path, member: str) -> None:
+    """The phase's own artifact and figures are those of one member; files are linked, not copied, where the disk allows it."""
+    with folder_atomic(folder / "model") as temporary:
+        shutil.copytree(folder / member / "model", temporary, copy_function=link_or_copy, dirs_exist_ok=True)
+    for name in ("evaluation.json", "predictions.json"):
+        if (folder / member / name).is_file():
+            write_json(folder / name, read_json(folder / member / name))
+
+
+def take(context: Context, trained: Trained) -> list[Taken]:
+    """Predictions and probe of every role that lives on this rank. Collective: a sharded teacher answers all ranks at once."""
+    split = split_of(trained)
+    found: list[Taken] = []
+    for role in trained.engine.objective.roles:
+        known = found[0].predictions if found else None
+        # What teachers say of a row doesn't depend on the student; only where no logits are kept must they say it again.
+        again = known is None or not known.teacher_logits
+        predictions = predict(
+            functools.partial(trained.engine.evaluate, role=role),
+            trained.data.evaluation_batches(split),
+            context.task,
+            context.device,
+            trained.teachers if again else {},
+            modules=[trained.engine.objective, *(teacher.module for teacher in trained.teachers.values())],
+            samples=len(trained.stores[split]),
+        )
+        if known is not None and not again:
+            predictions = replace(predictions, teacher_logits=known.teacher_logits)
+        found.append(Taken(role, predictions, probe_logits(context, trained, role)))
+    return found
+
+
+def conclude(context: Context, trained: Trained, taken: Taken) -> Member:
+    """Writes one role's artifact and figures: all ranks that train it together, its lead rank writes."""
+    folder = context.folder / "model"
+    write_artifact(context, trained, taken, folder)
+    member = Member(Artifact(folder, ""), {})
+    if distributed.is_lead():
+        evaluation = describe(context, trained, taken.predictions, folder)
+        member = Member(record(context, trained, evaluation, folder), evaluation)
+    if distributed.division() is None:
+        distributed.barrier()
+    return member
+
+
+def split_of(trained: Trained) -> str:
+    return next(name for name in SPLITS if name in trained.stores)
+
+
+def probe(trained: Trained) -> Batch:
     """A few rows, the same on every rank."""
-    store = trained.stores[split]
-    pad_id = trained.data.pad_id
-    return collate(store, list(range(min(PROBE_ROWS, len(store)))), pad_id)
+    store = trained.stores[split_of(trained)]
+    return collate(store, list(range(min(PROBE_ROWS, len(store)))), trained.data.pad_id)
 
 
 @torch.no_grad()
-def probe_logits(context: Context, trained: Trained, split: str) -> Tensor:
+def probe_logits(context: Context, trained: Trained, role: str) -> Tensor:
     """What the live model says of the probe rows, whatever it is sharded over."""
     trained.engine.objective.eval()
-    batch = {name: tensor.to(context.device) for name, tensor in probe(trained, split).items()}
-    return trained.engine.evaluate(batch).float().cpu()
+    batch = {name: tensor.to(context.device) for name, tensor in probe(trained).items()}
+    return trained.engine.evaluate(batch, role).float().cpu()
 
 
-def write_artifact(context: Context, trained: Trained, folder: Path, logits: Tensor) -> None:
+def write_artifact(context: Context, trained: Trained, taken: Taken, folder: Path) -> None:
     """Weights one by one from the live engine into safetensors; then plain `from_pretrained` must say what the live model said."""
-    config = trained.engine.objective.student.config
-    weights = trained.engine.whole_weights()
-    if not distributed.is_main():
+    model = trained.engine.objective.roles[taken.role]
+    weights = trained.engine.whole_weights(taken.role)
+    if not distributed.is_lead():
         for _ in weights:  # gathering takes every rank
             pass
         return
-    batch = probe(trained, next(name for name in ("test", "validation", "train") if name in trained.stores))
-    generation = getattr(trained.engine.objective.student, "generation_config", None)
+    batch = probe(trained)
+    generation = getattr(model, "generation_config", None)
     forget_last_call(trained.tokenizer)
     with folder_atomic(folder) as temporary:
-        write_model(temporary, weights, config, trained.tokenizer, generation_config=generation)
+        write_model(temporary, weights, model.config, trained.tokenizer, generation_config=generation)
         tolerance = TOLERANCE[context.training.precision if context.training.strategy in ZERO_STRATEGIES else "fp32"]
         if context.training.precision != "fp32":
             tolerance = TOLERANCE[context.training.precision]
-        verify(temporary, context.task, batch, logits, tolerance, tokenizer=trained.tokenizer)
+        verify(temporary, context.task, batch, taken.probe_logits, tolerance, tokenizer=trained.tokenizer)
 
 
 def forget_last_call(tokenizer: Any) -> None:
@@ -95,8 +195,9 @@ def forget_last_call(tokenizer: Any) -> None:
         backend.no_padding()
 
 
-def describe(context: Context, trained: Trained, predictions: Predictions, split: str, folder: Path) -> dict[str, Any]:
-    """evaluation.json and predictions.json of the phase."""
+def describe(context: Context, trained: Trained, predictions: Predictions, folder: Path) -> dict[str, Any]:
+    """evaluation.json and predictions.json of a model."""
+    split = split_of(trained)
     store = trained.stores[split]
     evaluation = phase_evaluation(
         predictions, split=split, label_names=context.label_names or (), num_bytes_N=store.num_bytes
@@ -105,7 +206,7 @@ def describe(context: Context, trained: Trained, predictions: Predictions, split
     evaluation |= measure(folder, context.task, collate(store, rows, trained.data.pad_id), device=context.device)
     evaluation["size"] = size(folder)
     write_json(context.folder / "evaluation.json", finite(evaluation))
-    if context.task == "classification":
+    if predictions.logits_NC is not None:
         write_json(context.folder / "predictions.json", prediction_rows(predictions, store, context.label_names or ()))
     return finite(evaluation)
 
@@ -115,7 +216,8 @@ def record(context: Context, trained: Trained, evaluation: dict[str, Any], folde
     manifest = Manifest.read(context.run_folder, context.run_name)
     phase = manifest.phases[context.name]
     lineage: list[dict[str, Any]] = []
-    for value in phase["inputs"].values():
+    inputs = context.inputs or phase["inputs"]  # a step of a phase has its own
+    for value in inputs.values():
         before = (
             Artifact.read(context.artifacts[value["phase"]]).lineage
             if "phase" in value
@@ -123,27 +225,25 @@ def record(context: Context, trained: Trained, evaluation: dict[str, Any], folde
         )
         lineage += [step for step in before if step not in lineage]
     step = {
-        "phase": context.name,
+        "phase": context.title,
         "kind": phase["kind"],
-        "inputs": phase["inputs"],
+        "inputs": inputs,
         "steps": trained.outcome.progress.step,
     }
-    recipe = phase["settings"]["model"]
+    settings = phase["settings"]
+    recipe = settings.get("model") or {}
     bases = [name for name in (recipe.get("package"), recipe.get("name")) if name]
     inherited = [
-        name
-        for value in phase["inputs"].values()
-        if "phase" in value
-        for name in _bases(context.artifacts[value["phase"]])
+        name for value in inputs.values() if "phase" in value for name in _bases(context.artifacts[value["phase"]])
     ]
     return write_passport(
         folder,
         task=context.task,
         lineage=[*lineage, step],
-        settings=phase["settings"],
+        settings=settings,
         metrics=evaluation["metrics"] | {"split": evaluation["split"]},
         base_models=list(dict.fromkeys([*bases, *inherited])),
-        title=f"{context.run_name}/{context.name}",
+        title=f"{context.run_name}/{context.title}",
         tags=[phase["kind"]],
         command=manifest.command,
         extra={"size": evaluation["size"], "latency": evaluation["latency"], "teacher": evaluation["teacher"]},

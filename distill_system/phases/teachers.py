@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from distill_system import distributed
 from distill_system.data.tokens import Stores
-from distill_system.errors import Problem, Refusal
+from distill_system.errors import Problem, Refusal, refuse
 from distill_system.evaluation.evaluate import phase_evaluation
 from distill_system.evaluation.metrics import chance
-from distill_system.evaluation.predict import predict
+from distill_system.evaluation.predict import Predictions, predict
 from distill_system.export.dense import save_model
 from distill_system.files import digest_value, folder_atomic
 from distill_system.models.alignment import align_labels, check_tokenizers, cut_vocabulary
@@ -20,9 +20,50 @@ from distill_system.models.common import auto_class
 from distill_system.models.pretrained import Pretrained
 from distill_system.models.streaming import tensor_locations
 from distill_system.phases.base import Context, data_module
+from distill_system.settings import Ensemble
 from distill_system.settings import Teacher as TeacherSettings
+from distill_system.signals import IGNORE
 from distill_system.training import teachers
+from distill_system.training.ensemble import quality_weights
 from distill_system.training.strategy import DTYPE
+
+
+def load_teachers(
+    settings: Mapping[str, TeacherSettings],
+    context: Context,
+    students: Mapping[str, nn.Module],
+    tokenizer: Any,
+    stores: Stores,
+    ensemble: Ensemble,
+) -> tuple[dict[str, teachers.Teacher], dict[str, float]]:
+    """All teachers of a phase, and their weights (before they are brought to a sum of 1).
+
+    Raises:
+        Refusal: a teacher doesn't fit, or none has a weight left.
+    """
+    student = next(iter(students.values()))
+    loaded = {name: load_teacher(name, one, context, student, tokenizer) for name, one in settings.items()}
+    partial = [name for name, teacher in loaded.items() if teacher.known is not None]
+    if partial and len(loaded) > 1 and ensemble.combine != "losses":
+        raise refuse(
+            f"phases.{context.name}.ensemble.combine",
+            f"is {ensemble.combine}, but teacher {partial[0]} knows only some of the classes; set it to losses, so that each teaches what it knows",
+        )
+    metrics = warn_of_poor_teachers(context, loaded, stores, tokenizer)
+    weights = {name: one.weight for name, one in settings.items()}
+    if ensemble.weighting == "quality" and len(loaded) > 1:
+        if not metrics:
+            raise refuse(
+                f"phases.{context.name}.ensemble.weighting",
+                "is quality, but there are no validation or test rows to measure the teachers on; set it to fixed",
+            )
+        weights = quality_weights(metrics, weights, ensemble.sharpness)
+        if not sum(weights.values()) > 0:
+            raise refuse(f"phases.{context.name}.ensemble.weighting", "is quality, which leaves no teacher any weight")
+        total = sum(weights.values())
+        told = ", ".join(f"{name} {weight / total:.3f}" for name, weight in weights.items())
+        context.notes.append(f"teachers' weights by quality: {told}")
+    return loaded, weights
 
 
 def load_teacher(
@@ -36,7 +77,7 @@ def load_teacher(
     key = f"phases.{context.name}.teachers.{name}"
     folder = distributed.main_first(lambda: find(settings, context))
     config, teacher_tokenizer = read_config(folder)
-    problems, align = alignment(config, student.config, teacher_tokenizer, tokenizer, context, key)
+    problems, align, known = alignment(config, student.config, teacher_tokenizer, tokenizer, context, key)
     if problems:
         raise Refusal(problems)
     if settings.placement == "zero3":
@@ -45,7 +86,7 @@ def load_teacher(
         model = teachers.replicated(load(folder, context.task), context.device)
     precision = context.training.precision
     autocast = (context.device.type, DTYPE[precision]) if precision != "fp32" else None
-    return teachers.Teacher(model, task=context.task, align=align, autocast=autocast)
+    return teachers.Teacher(model, task=context.task, align=align, autocast=autocast, known=known)
 
 
 def find(settings: TeacherSettings, context: Context) -> Path:
@@ -95,35 +136,53 @@ def load(folder: Path, task: str) -> nn.Module:
 
 def alignment(
     teacher_config: Any, student_config: Any, teacher_tokenizer: Any, tokenizer: Any, context: Context, key: str
-) -> tuple[list[Problem], Callable[[Tensor], Tensor] | None]:
-    """Problems, and what brings the teacher's logits into the student's order of classes or its range of words."""
-    problems = check_tokenizers(teacher_tokenizer, tokenizer, key=key)
-    if len(tokenizer) > teacher_config.vocab_size:  # it reads the student's tokens
-        text = f"has {teacher_config.vocab_size} embeddings, the student's tokenizer has {len(tokenizer)} tokens"
-        problems.append(Problem(key, f"{text}; take the same tokenizer for both"))
-    if context.task == "classification":
-        aligned = align_labels(teacher_config.id2label, context.label_names or (), key=key)
+) -> tuple[list[Problem], Callable[[Tensor], Tensor] | None, Tensor | None]:
+    """Problems, what brings the teacher's logits into the student's order of classes or its range of words, and the classes it knows if not all."""
+    problems: list[Problem] = []
+    if hasattr(tokenizer, "get_vocab"):  # pictures have none
+        problems += check_tokenizers(teacher_tokenizer, tokenizer, key=key)
+        if len(tokenizer) > teacher_config.vocab_size:  # it reads the student's tokens
+            text = f"has {teacher_config.vocab_size} embeddings, the student's tokenizer has {len(tokenizer)} tokens"
+            problems.append(Problem(key, f"{text}; take the same tokenizer for both"))
+    if context.task == "regression":
+        if teacher_config.num_labels != student_config.num_labels:
+            text = f"gives {teacher_config.num_labels} numbers, the student {student_config.num_labels}"
+            problems.append(Problem(key, f"{text}; they must be the same"))
+        return problems, None, None
+    if context.task != "causal_lm":
+        aligned = align_labels(
+            teacher_config.id2label, context.label_names or (), key=key, partial=context.task == "classification"
+        )
         context.warnings += aligned.warnings
         problems += aligned.problems
         if problems or aligned.is_identity:
-            return problems, None
-        index_C = torch.tensor(aligned.order, device=context.device)
-        return [], lambda logits_BC: logits_BC.index_select(-1, index_C)
+            return problems, None, None
+        order_C = torch.tensor(aligned.order, device=context.device)
+        if aligned.is_whole:
+            return [], lambda logits: logits.index_select(-1, order_C), None
+        known_C = order_C >= 0
+        chosen_C = order_C.clamp(min=0)
+        return [], lambda logits: logits.index_select(-1, chosen_C).masked_fill(~known_C, -torch.inf), known_C
     width = student_config.vocab_size
     known = min(len(teacher_tokenizer), len(tokenizer), width)
     if teacher_config.vocab_size == width == known:
-        return problems, None
-    return problems, lambda logits_BTV: cut_vocabulary(logits_BTV, known, width)
+        return problems, None, None
+    return problems, lambda logits_BTV: cut_vocabulary(logits_BTV, known, width), None
 
 
 def warn_of_poor_teachers(
     context: Context, loaded: Mapping[str, teachers.Teacher], stores: Stores, tokenizer: Any
-) -> None:
-    """Measures each teacher once before it teaches; one that is no better than chance is a warning in the report, for it teaches noise."""
+) -> dict[str, dict[str, float | None]]:
+    """Measures each teacher once before it teaches; one that is no better than chance is a warning in the report, for it teaches noise.
+
+    Returns:
+        Metrics of each on the validation rows (the test rows where there are none); of a teacher that knows part of the classes, on the rows of those.
+    """
     split = "validation" if "validation" in stores else "test"
     if split not in stores:
-        return
+        return {}
     data = data_module(context, stores, tokenizer, start_step=0, total_steps=0)
+    found = {}
     for name, teacher in loaded.items():
         predictions = predict(
             teacher,
@@ -133,25 +192,34 @@ def warn_of_poor_teachers(
             modules=[teacher.module],
             samples=len(stores[split]),
         )
-        store = stores[split]
-        figures = phase_evaluation(
-            predictions, split=split, label_names=context.label_names or (), num_bytes_N=store.num_bytes
-        )
-        metrics = figures["metrics"]
-        if context.task == "classification":
+        if teacher.known is not None:
             assert predictions.labels_N is not None
-            said, limit = metrics["accuracy"], chance(predictions.labels_N)
-            poor, words = (
-                said is not None and said <= limit,
-                f"accuracy {said}, always naming the commonest class gives {limit:.3f}",
-            )
-        else:
-            said, limit = metrics["perplexity"], float(predictions.classes)  # None where it overflows
-            poor, words = (
-                metrics["tokens"] > 0 and (said is None or said >= limit),
-                f"perplexity {'infinite' if said is None else said}, guessing among all words gives {limit:.0f}",
-            )
+            known_C = teacher.known.cpu()
+            foreign_N = (predictions.labels_N >= 0) & ~known_C[predictions.labels_N.clamp(min=0)]
+            predictions.labels_N = predictions.labels_N.masked_fill(foreign_N, IGNORE)
+        figures = phase_evaluation(
+            predictions, split=split, label_names=context.label_names or (), num_bytes_N=stores[split].num_bytes
+        )
+        found[name] = figures["metrics"]
+        poor = worse_than_chance(figures["metrics"], predictions, context.task)
         if poor:
             context.warnings.append(
-                f"teacher {name} is no better than chance on the {split} rows ({words}): what it teaches is noise"
+                f"teacher {name} is no better than chance on the {split} rows ({poor}): what it teaches is noise"
             )
+    return found
+
+
+def worse_than_chance(metrics: Mapping[str, float | None], predictions: Predictions, task: str) -> str | None:
+    """What shows that a teacher knows nothing, in words; None where it knows something, or nobody can tell."""
+    if task == "classification":
+        assert predictions.labels_N is not None
+        said, limit = metrics["accuracy"], chance(predictions.labels_N)
+        if said is not None and said <= limit:
+            return f"accuracy {said}, always naming the commonest class gives {limit:.3f}"
+    if task == "causal_lm" and metrics["tokens"]:
+        said, limit = metrics["perplexity"], float(predictions.classes)  # None where it overflows
+        if said is None or said >= limit:
+            return f"perplexity {'infinite' if said is None else said}, guessing among all words gives {limit:.0f}"
+    if task == "regression" and metrics.get("r2") is not None and (metrics["r2"] or 0.0) <= 0:
+        return f"r2 {metrics['r2']:.3f}, always giving the mean has 0"
+    return None

@@ -69,7 +69,7 @@ def save(folder: Path, engine: Engine, state: dict[str, Any], *, weights_only: b
             shutil.rmtree(temporary, ignore_errors=True)
         distributed.barrier()
         raise OSError(failures[0][1], f"checkpoint could not be written: {failures[0][0]}")
-    shapes = _shapes(engine)
+    shapes = {name: shape for own in distributed.everyone(_shapes(engine)) for name, shape in own.items()}
     scalars = engine.scalars()
     files = {name: entry for ranks_report, _, _ in told for name, entry in ranks_report.items()}
     own = {"version": VERSION, "world": distributed.world(), "scalars": scalars, "shapes": shapes, "files": files}
@@ -100,7 +100,7 @@ def _publish(temporary: Path, folder: Path, document: dict[str, Any]) -> None:
 
 
 def _write_rank(folder: Path, engine: Engine, *, weights_only: bool) -> dict[str, Any]:
-    rank, world = distributed.rank(), distributed.world()
+    rank, place, world = distributed.rank(), distributed.data_rank(), distributed.data_world()
     mine: dict[str, Tensor] = {}
     shared = 0
     for piece in engine.pieces():
@@ -108,7 +108,7 @@ def _write_rank(folder: Path, engine: Engine, *, weights_only: bool) -> dict[str
             continue
         if piece.replicated:  # dealt out: each rank writes its share of what all hold
             shared += 1
-            if shared % world != rank:
+            if shared % world != place:
                 continue
         if piece.values.numel():
             mine[f"{piece.name}|{piece.part}|{piece.offset}"] = piece.values.detach().cpu()
@@ -196,16 +196,28 @@ class Store:
             raise Damaged(f"holds {filled} of {piece.values.numel()} elements of {piece.name} ({piece.part})")
 
 
-def load(store: Store, engine: Engine, *, weights_only: bool = False) -> None:
-    """Brings an engine to a checkpoint's state, whatever strategy and number of ranks wrote it."""
+def load(store: Store, engine: Engine, *, weights_only: bool = False, role: str | None = None) -> None:
+    """Brings an engine to a checkpoint's state, whatever strategy and number of ranks wrote it.
+
+    Args:
+        store: where the state lies.
+        engine: takes it.
+        weights_only: leaves the optimizer as it is.
+        role: of this one only; it need not live on this rank.
+    """
     shapes = _shapes(engine)
-    if shapes != store.state["shapes"]:
-        different = sorted(set(map(str, shapes.items())) ^ set(map(str, store.state["shapes"].items())))
+    stored = store.state["shapes"]
+    if distributed.division() is not None:  # the other members' are none of this rank's business
+        stored = {name: shape for name, shape in stored.items() if name in shapes}
+    if shapes != stored:
+        different = sorted(set(map(str, shapes.items())) ^ set(map(str, stored.items())))
         raise Damaged(f"is of another model (first difference: {different[0]})")
     scalars = engine.scalars()
     with torch.no_grad():
         for piece in engine.pieces():
-            if piece.part == WEIGHT or not weights_only:
+            if (piece.part == WEIGHT or not weights_only) and (
+                role is None or engine.objective.role_of(piece.name) == role
+            ):
                 store.fill(piece)
     engine.restore(scalars if weights_only else store.state["scalars"])
 
@@ -259,7 +271,7 @@ def prune_best(folder: Path) -> None:
     spoken_of = set()
     for _, path in existing(folder):
         with contextlib.suppress(OSError, ValueError, KeyError):
-            spoken_of.add(read_json(path / "state.json")["progress"]["best_step"])
+            spoken_of |= set(read_json(path / "state.json")["progress"]["best_step"].values())
     for path in folder.glob("best_*"):
         if int(path.name.removeprefix("best_")) not in spoken_of:
             shutil.rmtree(path, ignore_errors=True)

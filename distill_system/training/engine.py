@@ -4,9 +4,9 @@ Every engine answers the same six calls, and shows its state as *pieces* by para
 written by any engine on any number of ranks can be read by any other.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill_system import distributed
 from distill_system.settings import Training
+from distill_system.signals import Signals
 from distill_system.training.objective import Batch, Objective
 from distill_system.training.optim import empty_state, make_optimizer, parameter_groups
 
+Heard = Mapping[str, Signals] | None  # what teachers said of a batch, by name
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -35,16 +37,19 @@ class Piece:
 class Engine(Protocol):
     objective: Objective
 
-    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, teachers: Heard, scale_L: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
         """The objective's (loss, sums); `last` marks the last micro-batch of an optimizer step, here and in `backward`."""
 
-    def evaluate(self, batch: Batch) -> Tensor: ...
+    def evaluate(self, batch: Batch, role: str | None = None) -> Tensor:
+        """A role's logits (the only one's, if None)."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Adds gradients."""
 
     def step(self, lr: float) -> Tensor:
-        """Updates with clipped gradients; returns the gradient norm. A norm that isn't finite leaves the weights as they are."""
+        """Updates with gradients that are clipped for each role apart; returns the norms `[R]`, one for each role of the objective's `role_names`
+        (0 for one that lives elsewhere). A norm that isn't finite leaves all weights as they are.
+        """
 
     def pieces(self) -> Iterator[Piece]: ...
 
@@ -54,8 +59,8 @@ class Engine(Protocol):
     def restore(self, scalars: Mapping[str, float]) -> None:
         """After every piece has been written: takes the scalars back, and brings what is derived from the pieces in line."""
 
-    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers of the student by the student's own names, whole, on the CPU of rank 0 (None elsewhere)."""
+    def whole_weights(self, role: str | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers of a role by its own names, whole, on the CPU of the lead rank (empty elsewhere)."""
 
 
 class PlainEngine:
@@ -64,23 +69,27 @@ class PlainEngine:
     def __init__(self, objective: Objective, training: Training, device: torch.device) -> None:
         self.objective = objective.to(device)
         self.training = training
-        self.parallel = distributed.world() > 1
+        self.parallel = distributed.data_world() > 1
         trainable = any(p.requires_grad for p in objective.parameters())
         ids = [device.index] if device.type == "cuda" else None
         self.module: nn.Module = (
-            DistributedDataParallel(objective, device_ids=ids) if self.parallel and trainable else objective
+            DistributedDataParallel(objective, device_ids=ids, process_group=distributed.data_group())
+            if self.parallel and trainable
+            else objective
         )
-        self.optimizer = make_optimizer(parameter_groups(objective, training.weight_decay), training)
+        groups = parameter_groups(objective, training.weight_decay, objective.role_of)
+        self.optimizer = make_optimizer(groups, training)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.parameters_of = by_role(self.optimizer.param_groups)
         self.scaler = torch.amp.GradScaler(device.type) if training.precision == "fp16" else None
 
-    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, teachers: Heard, scale_L: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
         if self.parallel:  # as DDP's no_sync() does; its forward decides what its backward will do
             self.module.require_backward_grad_sync = last
-        return self.module(batch, teacher, scale_L)
+        return self.module(batch, teachers, scale_L)
 
-    def evaluate(self, batch: Batch) -> Tensor:
-        return self.objective(batch)  # not through DDP: nothing is to be synchronised
+    def evaluate(self, batch: Batch, role: str | None = None) -> Tensor:
+        return self.objective(batch, role=role)  # not through DDP: nothing is to be synchronised
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         (self.scaler.scale(loss) if self.scaler else loss).backward()
@@ -90,19 +99,22 @@ class PlainEngine:
             group["lr"] = lr
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.training.clip > 0:
-            torch._foreach_mul_(gradients, torch.clamp(self.training.clip / (norm + 1e-6), max=1.0))
+        norms = {}
+        for role, parameters in self.parameters_of.items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = norms[role] = torch.nn.utils.get_total_norm(gradients)
+            if self.training.clip > 0:
+                torch._foreach_mul_(gradients, torch.clamp(self.training.clip / (norm + 1e-6), max=1.0))
+        norm_R = in_order(norms, self.objective.role_names)
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             # Read by the fused kernel on the device: a bad step is skipped without the host ever waiting for the norm.
-            self.optimizer.found_inf = (~torch.isfinite(norm)).to(torch.float32)
+            self.optimizer.found_inf = (~torch.isfinite(norm_R).all()).to(torch.float32)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return norm_R
 
     def pieces(self) -> Iterator[Piece]:
         for name, tensor in named_state(self.objective):
@@ -125,9 +137,27 @@ class PlainEngine:
             tracker = {"_growth_tracker": int(scalars.get("good_steps", 0))}
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scalars["loss_scale"]} | tracker)
 
-    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in named_state(self.objective.student):
+    def whole_weights(self, role: str | None = None) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in named_state(role_module(self.objective, role)):
             yield name, tensor.detach().cpu()
+
+
+def role_module(objective: Objective, role: str | None) -> nn.Module:
+    return objective.student if role is None else objective.roles[role]
+
+
+def by_role(groups: Iterable[dict[str, Any]]) -> dict[str, list[Tensor]]:
+    """Parameters of an optimizer's groups, by the role that they belong to."""
+    found: dict[str, list[Tensor]] = {}
+    for group in groups:
+        found.setdefault(group["role"], []).extend(group["params"])
+    return found
+
+
+def in_order(norms: Mapping[str, Tensor], roles: Iterable[str]) -> Tensor:
+    """Norms `[R]` in the order of all roles; 0 for a role that has none here."""
+    some = next(iter(norms.values()))
+    return torch.stack([norms[role] if role in norms else torch.zeros_like(some) for role in roles])
 
 
 def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

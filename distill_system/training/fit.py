@@ -3,19 +3,19 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from distill_system import distributed
 from distill_system.settings import Training
+from distill_system.signals import Signals
 from distill_system.training import checkpoint
+from distill_system.training.emit import Batch
 from distill_system.training.engine import Engine
 from distill_system.training.module import Distillation
-from distill_system.training.objective import Batch
 from distill_system.training.recorder import Recorder
 from distill_system.training.strategy import make_trainer
 
@@ -26,8 +26,8 @@ class Progress:
 
     step: int = 0
     bad_steps: int = 0
-    best: float | None = None
-    best_step: int | None = None
+    best: dict[str, float] = field(default_factory=dict)  # of the monitored metric, by role
+    best_step: dict[str, int] = field(default_factory=dict)
     without_progress: int = 0  # validations since the best
     resumes: int = 0
     seconds: float = 0.0
@@ -55,7 +55,7 @@ class Fit:
 
     Args:
         engine: holds the objective.
-        teacher: logits for a batch, or None.
+        teachers: what each teacher says of a batch, or None.
         training: the phase's settings.
         folder: `<run>/<phase>/checkpoints`.
         phase: name.
@@ -63,7 +63,7 @@ class Fit:
         seed: of the phase.
         total_steps, steps_per_epoch: of the phase.
         loader: called with the first step, gives the items of the remaining steps.
-        validate: figures on the validation split (all ranks together), or None where there is none.
+        validate: figures of each role on the validation split (all ranks together), or None where there is none.
         better: whether a first value of the monitored metric is better than a second.
         monitor: that metric.
         write: takes journal lines (rank 0).
@@ -76,7 +76,7 @@ class Fit:
         self,
         engine: Engine,
         *,
-        teacher: Callable[[Batch], Tensor] | None,
+        teachers: Callable[[Batch], Mapping[str, Signals]] | None,
         training: Training,
         folder: Path,
         phase: str,
@@ -85,7 +85,7 @@ class Fit:
         total_steps: int,
         steps_per_epoch: int,
         loader: Callable[[int], Any],
-        validate: Callable[[], Mapping[str, float | None]] | None,
+        validate: Callable[[], Mapping[str, Mapping[str, float | None]]] | None,
         better: Callable[[float, float], bool],
         monitor: str,
         write: Callable[[list[dict[str, Any]]], None],
@@ -93,7 +93,7 @@ class Fit:
         stop_asked: Callable[[], bool],
         announce: Callable[[int], None] = lambda total_steps: None,
     ) -> None:
-        self.engine, self.teacher, self.training = engine, teacher, training
+        self.engine, self.teachers, self.training = engine, teachers, training
         self.folder, self.phase, self.identity, self.seed = folder, phase, identity, seed
         self.total_steps, self.loader = total_steps, loader
         self.validate, self.better, self.monitor = validate, better, monitor
@@ -114,7 +114,7 @@ class Fit:
         if self.progress.step < self.total_steps and not self.progress.early_stop:
             self.module = Distillation(
                 self.engine,
-                teacher=self.teacher,
+                teachers=self.teachers,
                 recorder=self._recorder,
                 after_step=self._after_step,
                 stop_asked=self.stop_asked,
@@ -152,11 +152,12 @@ class Fit:
         return {"passed_over": " | ".join(self.outcome.warnings)} if self.outcome.warnings else {}
 
     def _make_recorder(self) -> Recorder:
-        losses = self.engine.objective.losses
+        objective = self.engine.objective
         return Recorder(
             phase=self.phase,
-            names=list(losses),
-            weights=[float(loss.weight) for loss in losses.values()],
+            names=[term.name for term in objective.terms],
+            roles=objective.role_names,
+            changing=any(distributed.everyone(objective.weights_change)),
             log_every=self.training.log_every,
             flush_every=self.training.flush_every,
             max_bad_steps=self.training.max_bad_steps,
@@ -185,14 +186,21 @@ class Fit:
     def _validate(self, step: int) -> None:
         assert self.validate is not None
         self.engine.objective.eval()
-        figures = self.validate()
+        found = self.validate()
         self.engine.objective.train()
         self._recorder.restart_clock()
-        line = {"phase": self.phase, "step": step, "time": time.time()} | {f"valid/{k}": v for k, v in figures.items()}
+        line: dict[str, Any] = {"phase": self.phase, "step": step, "time": time.time()}
+        for role, figures in found.items():
+            line |= {f"valid/{role}/{k}" if len(found) > 1 else f"valid/{k}": v for k, v in figures.items()}
         distributed.main_only(lambda: self.write([line]))
-        value = figures[self.monitor]  # None where it isn't finite, or no row has a label
-        if value is not None and (self.progress.best is None or self.better(value, self.progress.best)):
-            self.progress.best, self.progress.best_step, self.progress.without_progress = float(value), step, 0
+        improved = False
+        for role, figures in found.items():
+            value = figures[self.monitor]  # None where it isn't finite, or no row has a label
+            if value is not None and (role not in self.progress.best or self.better(value, self.progress.best[role])):
+                self.progress.best[role], self.progress.best_step[role] = float(value), step
+                improved = True
+        if improved:
+            self.progress.without_progress = 0
             if self.training.keep == "best" and step < self.total_steps:
                 checkpoint.save(self._best_folder(step), self.engine, self._state(), weights_only=True)
             return
@@ -204,7 +212,7 @@ class Fit:
     def _state(self) -> dict[str, Any]:
         self.progress.bad_steps = self._recorder.bad_steps
         self.progress.seconds = self._seconds_before + time.perf_counter() - self._started
-        return {"identity": self.identity, "progress": dict(vars(self.progress)), "strategy": self.training.strategy}
+        return {"identity": self.identity, "progress": asdict(self.progress), "strategy": self.training.strategy}
 
     def _save(self, step: int) -> None:
         self.progress.samples += self._recorder.samples
@@ -221,17 +229,21 @@ class Fit:
         )  # named by its step: a checkpoint that is resumed finds the best of its own past
 
     def _take_best(self) -> None:
-        """Puts the best weights back, where they are not the last."""
-        best_step = self.progress.best_step
-        if self.training.keep != "best" or best_step is None or best_step == self.progress.step:
+        """Puts the best weights of each role back, where they are not the last."""
+        if self.training.keep != "best":
             return
-        store, fault = checkpoint.opened(self._best_folder(best_step), self.identity)
-        if store is None:
-            self.outcome.warnings.append(
-                f"the best weights (step {best_step}) can't be used, the last are handed on: their checkpoint {fault}"
-            )
-            return
-        checkpoint.load(store, self.engine, weights_only=True)
+        only = len(self.progress.best_step) == 1
+        for role, best_step in self.progress.best_step.items():
+            if best_step == self.progress.step:
+                continue
+            store, fault = checkpoint.opened(self._best_folder(best_step), self.identity)
+            if store is None:
+                whose = "the" if only else f"{role}'s"
+                self.outcome.warnings.append(
+                    f"{whose} best weights (step {best_step}) can't be used, the last are handed on: their checkpoint {fault}"
+                )
+                continue
+            checkpoint.load(store, self.engine, weights_only=True, role=None if only else role)
 
     def _event(self, event: str, step: int, **more: Any) -> None:
         line = {"phase": self.phase, "step": step, "time": time.time(), "event": event, **more}

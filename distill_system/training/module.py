@@ -3,7 +3,7 @@
 Shapes: L losses.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from distill_system import distributed
+from distill_system.signals import Signals
+from distill_system.training.emit import Batch
 from distill_system.training.engine import Engine
-from distill_system.training.objective import Batch
 from distill_system.training.optim import learning_rate
 from distill_system.training.recorder import Recorder
 
@@ -24,7 +25,7 @@ class Distillation(L.LightningModule):
 
     Args:
         engine: trains the objective (student and losses).
-        teacher: logits for a batch, aligned to the student's; None where no loss asks.
+        teachers: what each teacher says of a batch, aligned to the student; None where no loss asks.
         recorder: takes each step's figures as tensors.
         after_step: called with the number of finished steps; validates, saves, and answers whether to stop.
         stop_asked: whether this process was told to leave (a signal); all ranks agree before any of them acts.
@@ -35,7 +36,7 @@ class Distillation(L.LightningModule):
         self,
         engine: Engine,
         *,
-        teacher: Callable[[Batch], Tensor] | None,
+        teachers: Callable[[Batch], Mapping[str, Signals]] | None,
         recorder: Recorder,
         after_step: Callable[[int, bool], bool],
         stop_asked: Callable[[], bool],
@@ -48,7 +49,7 @@ class Distillation(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         # Plain attributes: Lightning must not move, count, save or switch the modules inside.
-        self.__dict__.update(engine=engine, teacher=teacher)
+        self.__dict__.update(engine=engine, teachers=teachers)
         self.recorder = recorder
         self.after_step = after_step
         self.stop_asked = stop_asked
@@ -58,8 +59,8 @@ class Distillation(L.LightningModule):
         self.schedule = schedule
         self.seed = seed
         self.stopped = False
-        weights = [float(loss.weight) for loss in engine.objective.losses.values()]
-        self.weight_L = torch.tensor(weights)
+        self.weights = engine.objective.weights(0.0)
+        self.weight_L = torch.tensor(self.weights)
 
     def configure_optimizers(self) -> Any:
         optimizer = getattr(self.engine, "base", self.engine.optimizer)
@@ -80,21 +81,31 @@ class Distillation(L.LightningModule):
         seed_everything(self.seed, self.step, self.device)
         count_L, told_to_stop = self._agree(micro_batches)
         count_L = count_L.clamp(min=1)
-        scale_L = self.weight_L / count_L * distributed.world()  # engines average gradients over ranks
+        self._follow_schedules()
+        scale_L = self.weight_L / count_L * distributed.data_world()  # engines average gradients over ranks
         sum_L = torch.zeros_like(count_L, dtype=torch.float64)
         for number, batch in enumerate(micro_batches, start=1):
-            teacher_logits = self.teacher(batch) if self.teacher else None
+            heard = self.teachers(batch) if self.teachers else None
             last = number == len(micro_batches)
-            loss, sums = self.engine.forward(batch, teacher_logits, scale_L, last=last)
+            loss, sums = self.engine.forward(batch, heard, scale_L, last=last)
             self.engine.backward(loss, last=last)
             sum_L += sums
         lr = learning_rate(self.step, self.total_steps, **self.schedule)
-        norm = self.engine.step(lr)
-        self.recorder.add(self.step + 1, sum_L / count_L, norm, lr, micro_batches)
+        norm_R = self.engine.step(lr)
+        self.recorder.add(self.step + 1, sum_L / count_L, norm_R, lr, micro_batches, self.weights)
         self.step += 1
         self.stopped = self.after_step(self.step, told_to_stop)
         if self.stopped:
             self.trainer.should_stop = True
+
+    def _follow_schedules(self) -> None:
+        """Weights and temperatures of this step: pure functions of how much of the phase is done."""
+        objective = self.engine.objective
+        progress = self.step / self.total_steps
+        objective.set_progress(progress)
+        if objective.weights_change:
+            self.weights = objective.weights(progress)
+            self.weight_L = torch.tensor(self.weights, device=self.device)
 
     def _moved(self, micro_batches: list[Batch]) -> list[Batch]:
         if self.device.type == "cpu":
@@ -102,7 +113,10 @@ class Distillation(L.LightningModule):
         return [{name: x.to(self.device, non_blocking=True) for name, x in batch.items()} for batch in micro_batches]
 
     def _agree(self, micro_batches: list[Batch]) -> tuple[Tensor, bool]:
-        """Counts `[L]` over all ranks and micro-batches, and whether any rank was told to stop, in one reduction."""
+        """Counts `[L]` over all ranks and micro-batches, and whether any rank was told to stop, in one reduction.
+
+        Where a cohort's members live apart, each rank counts its own member's terms only: the sum over all ranks is right for every term.
+        """
         objective = self.engine.objective
         count_L = objective.count(micro_batches[0])
         for batch in micro_batches[1:]:

@@ -1,93 +1,213 @@
-"""What is trained: the student and its losses as one module, so that losses run inside the engine's forward.
+"""What is trained: one or several students and their losses as one module, so that losses run inside the engine's forward.
 
 Inside it, parameters that ZeRO-3 has scattered are whole; a loss that reads the output head outside would see an empty tensor.
 
-Shapes: B samples, T tokens, C classes or words, L losses.
+Shapes: B samples, T tokens, C classes or words, L terms.
 """
 
 import contextlib
-import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from distill_system.losses.base import Loss
 from distill_system.signals import IGNORE, Signals, Targets
+from distill_system.training.emit import LOGITS, Batch, Needs, emit
 
-Batch = Mapping[str, Tensor]
+STUDENT = "student"  # the role of the only student, and
+TEACHER = "main"  # the name of the only teacher, where nobody names them
 
-
-def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The part of a batch that this model's forward takes (DistilBERT knows no token types, say)."""
-    known = _parameters(getattr(model.forward, "__func__", model.forward))
-    names = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
-    inputs = {name: batch[name] for name in names if name in batch and name in known}
-    return inputs | ({"use_cache": False} if "use_cache" in known else {})
+Exchange = Callable[[Mapping[str, Signals]], Mapping[str, Signals]]
 
 
-@functools.lru_cache(maxsize=64)
-def _parameters(forward: Callable) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(forward).parameters
+@dataclass(frozen=True)
+class Term:
+    """One summand of the objective: a loss between a role that is trained and, it may be, a source that it hears."""
+
+    name: str  # in the journal, and of its loss in the objective
+    role: str  # whose parameters it trains
+    source: str | None = None  # the teacher, or the other role, whose signals it reads; None: labels alone
+    factor: float = 1.0  # beside the loss's own weight: 1 / number of peers, a teacher's share
 
 
 def targets_of(batch: Batch, task: str) -> Targets:
-    """Labels and validity of the positions that `logits_of` returns; in language modelling each position speaks of the next token."""
+    """Labels and validity of the positions that logits speak of; in language modelling each position speaks of the next token."""
     labels, valid_B = batch["labels"], batch["valid"]
+    mask_BT = batch.get("attention_mask")
+    tokens_BT = None if mask_BT is None else mask_BT.bool() & valid_B[:, None]
     if task == "causal_lm":
         labels_BT = labels[:, 1:]
-        return Targets(labels_BT, valid_B[:, None] & (labels_BT != IGNORE))
-    return Targets(labels, valid_B)
+        return Targets(labels_BT, valid_B[:, None] & (labels_BT != IGNORE), tokens_BT, valid_B, task=task)
+    if task == "token_classification":
+        assert tokens_BT is not None
+        return Targets(labels, tokens_BT, tokens_BT, valid_B, task=task)
+    return Targets(labels, valid_B, tokens_BT, valid_B, task=task)
 
 
 def logits_of(model: nn.Module, batch: Batch, task: str) -> Tensor:
-    """`[B, C]` in classification, `[B, T-1, C]` in language modelling."""
-    logits = model(**model_inputs(model, batch)).logits
-    return logits[:, :-1] if task == "causal_lm" else logits
+    """`[B, C]`; in language modelling `[B, T-1, C]`, in token classification `[B, T, C]`."""
+    return emit(model, batch, task).logits
 
 
 class Objective(nn.Module):
-    """Student and losses. `forward` gives the scaled loss to differentiate, or the logits alone when no scale is given.
+    """Roles that are trained, and what they are trained on. `forward` gives the scaled loss to differentiate, or logits alone when no scale is given.
 
     Args:
-        student: a transformers model.
-        losses: by the name they have in the config; each returns (sum, count) and has a `weight`.
-        task: "classification" or "causal_lm".
+        roles: students or members by name, or a single student. Where members live apart, only those of this rank.
+        losses: by the name of their term.
+        terms: all terms, of roles elsewhere too; None: each loss is a term of the only student, which hears the teacher `main`.
+        task: of the data.
         autocast: (device type, dtype) for mixed precision, or None.
+        known: classes `[C]` (bool) of teachers that know only part of them.
+        exchange: fetches the signals of roles that live elsewhere.
     """
 
     def __init__(
         self,
-        student: nn.Module,
+        roles: nn.Module | Mapping[str, nn.Module],
         losses: Mapping[str, nn.Module],
         *,
         task: str,
+        terms: Sequence[Term] | None = None,
         autocast: tuple[str, torch.dtype] | None = None,
+        known: Mapping[str, Tensor] | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         super().__init__()
-        self.student = student
-        self.losses = nn.ModuleDict(losses)
+        if isinstance(roles, nn.Module):
+            roles = {STUDENT: roles}
+        self.roles = nn.ModuleDict(roles)
+        if terms is None:
+            terms = [Term(name, STUDENT, TEACHER if loss.needs_teacher else None) for name, loss in losses.items()]
+        self.terms = tuple(terms)
+        self.own = [(number, term) for number, term in enumerate(self.terms) if term.role in self.roles]
+        self.losses = nn.ModuleDict({module_name(term.name): losses[term.name] for _, term in self.own})
         self.task = task
         self._autocast = autocast
+        self._known = dict(known or {})
+        self._exchange = exchange
+        self.role_names = list(dict.fromkeys(term.role for term in self.terms)) or list(self.roles)
+        self.needs = {name: needs_of(name, (term for _, term in self.own), self.loss_of) for name in self.roles}
+
+    @property
+    def student(self) -> nn.Module:
+        """The only student."""
+        (student,) = self.roles.values()
+        return student
+
+    def loss_of(self, term: Term) -> Loss:
+        loss = self.losses[module_name(term.name)]
+        assert isinstance(loss, Loss)
+        return loss
+
+    def role_of(self, parameter: str) -> str:
+        """The role that a parameter, by its name in this module, belongs to: a role's own, or a projector of one of its losses."""
+        kind, name, *_ = parameter.split(".")
+        return name if kind == "roles" else next(term.role for _, term in self.own if module_name(term.name) == name)
+
+    def set_progress(self, progress: float) -> None:
+        """Tells the losses how much of the phase is done."""
+        for loss in self.losses.values():
+            loss.progress = progress
+
+    def weights(self, progress: float) -> list[float]:
+        """Factor of each of all terms (0 for those that aren't computed here)."""
+        weights = [0.0] * len(self.terms)
+        for number, term in self.own:
+            weights[number] = term.factor * self.loss_of(term).weight_at(progress)
+        return weights
+
+    @property
+    def weights_change(self) -> bool:
+        return any(not isinstance(self.loss_of(term).weight, int | float) for _, term in self.own)
+
+    def targets(self, batch: Batch) -> Targets:
+        return targets_of(batch, self.task)
+
+    def _for(self, term: Term, targets: Targets) -> Targets:
+        """A teacher that knows part of the classes says nothing of rows that are labelled with another."""
+        known_C = self._known.get(term.source or "")
+        if known_C is None:
+            return targets
+        known_C = known_C.to(targets.labels.device)
+        unlabelled = targets.labels == IGNORE
+        knows = unlabelled | known_C[targets.labels.masked_fill(unlabelled, 0)]
+        return replace(targets, valid=targets.valid & knows)
 
     def count(self, batch: Batch) -> Tensor:
-        """Counts `[L]` that the losses will divide by, from the batch alone."""
-        targets = targets_of(batch, self.task)
-        return torch.stack([loss.count(targets) for loss in self.losses.values()])
+        """Counts `[L]` that the losses will divide by, from the batch alone; 0 for terms that are computed elsewhere."""
+        targets = self.targets(batch)
+        count_L = torch.zeros(len(self.terms), device=targets.valid.device)
+        for number, term in self.own:
+            count_L[number] = self.loss_of(term).count(self._for(term, targets))
+        return count_L
 
     def forward(
-        self, batch: Batch, teacher: Tensor | None = None, scale_L: Tensor | None = None
+        self,
+        batch: Batch,
+        teachers: Mapping[str, Signals] | None = None,
+        scale_L: Tensor | None = None,
+        *,
+        role: str | None = None,
     ) -> tuple[Tensor, Tensor] | Tensor:
-        """Returns (loss, sums `[L]`): loss is `sum_l scale_l * sum_l`; a scale is weight / global count, so ranks and padding can't change it."""
+        """Returns (loss, sums `[L]`): loss is `sum_l scale_l * sum_l`; a scale is weight / global count, so ranks and padding can't change it.
+
+        Without scales: the logits of one role (of the only one, if `role` is None).
+        """
+        if scale_L is None:
+            return self._emit(role or next(iter(self.roles)), batch, LOGITS).logits
+        seed = int(torch.randint(2**62, ())) if len(self.roles) > 1 and self.training else None
+        signals = {}
+        for number, name in enumerate(self.roles):
+            if seed is not None:  # a member's dropout doesn't depend on how much its neighbours draw
+                torch.manual_seed((seed + number) % 2**63)
+            signals[name] = self._emit(name, batch, self.needs[name])
+        heard = dict(teachers or {}) | {name: said.detached() for name, said in signals.items()}
+        if self._exchange is not None:
+            heard |= self._exchange(signals)
+        targets = self.targets(batch)
+        parts = []
+        for _, term in self.own:
+            source = heard[term.source] if term.source is not None else None
+            known_C = self._known.get(term.source or "")
+            student = signals[term.role] if known_C is None else restricted(signals[term.role], known_C)
+            own = self._for(term, targets)
+            if source is not None and source.trust is not None:
+                own = replace(own, weight=source.trust)
+            parts.append(self.loss_of(term)(student, source, own)[0].double())
+        sum_L = torch.zeros(len(self.terms), dtype=torch.float64, device=targets.valid.device)
+        index = [number for number, _ in self.own]
+        sum_L = (
+            sum_L.index_copy(0, torch.tensor(index, device=sum_L.device), torch.stack(parts))
+            if len(index) < len(sum_L)
+            else torch.stack(parts)
+        )
+        loss = (sum_L * scale_L).sum().float()
+        for name, said in signals.items():
+            if (
+                "logits" not in self.needs[name]
+            ):  # every parameter must take part in the backward, or DDP waits for its gradient
+                loss = loss + 0.0 * torch.where(said.logits.isfinite(), said.logits, 0.0).sum()
+        return loss, sum_L.detach()
+
+    def _emit(self, role: str, batch: Batch, needs: Needs) -> Signals:
         mixed = torch.autocast(*self._autocast) if self._autocast else contextlib.nullcontext()
         with mixed:
-            logits = logits_of(self.student, batch, self.task)
-        if scale_L is None:
-            return logits
-        targets = targets_of(batch, self.task)
-        student_signals = Signals(logits)
-        teacher_signals = Signals(teacher) if teacher is not None else None
-        sum_L = torch.stack(
-            [loss(student_signals, teacher_signals, targets)[0].double() for loss in self.losses.values()]
-        )
-        return (sum_L * scale_L).sum().float(), sum_L.detach()
+            return emit(self.roles[role], batch, self.task, needs)
+
+
+def needs_of(name: str, terms: Iterable[Term], loss_of: Callable[[Term], Loss]) -> Needs:
+    """Fields of Signals that some term reads of a role or a teacher."""
+    return frozenset(field for term in terms if name in (term.role, term.source) for field in loss_of(term).needs)
+
+
+def module_name(term: str) -> str:
+    """Modules can't have a dot in their name."""
+    return term.replace(".", "_")
+
+
+def restricted(signals: Signals, known_C: Tensor) -> Signals:
+    """A student as a teacher of part of the classes can speak of it: without the classes that the teacher doesn't know."""
+    return replace(signals, logits=signals.logits.masked_fill(~known_C.to(signals.logits.device), -torch.inf))

@@ -1,7 +1,8 @@
 """The optimizer, its parameter groups, and the learning rate as a pure function of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,16 +26,23 @@ def learning_rate(step: int, total_steps: int, *, lr: float, schedule: str, warm
     return lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups by the usual rule: matrices of linears decay; norms, biases and embeddings do not. Frozen parameters are in none."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, role_of: Callable[[str], str] = lambda name: ""
+) -> list[dict[str, Any]]:
+    """Two groups for each role by the usual rule: matrices of linears decay; norms, biases and embeddings do not. Frozen parameters are in none."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    decay: list[torch.Tensor] = []
-    rest: list[torch.Tensor] = []
-    for parameter in model.parameters():  # shared parameters come once
+    groups: dict[tuple[str, bool], list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():  # shared parameters come once
+        role = role_of(name)
+        for decays in (True, False):
+            groups.setdefault((role, decays), [])
         if parameter.requires_grad:
-            (decay if parameter.dim() >= 2 and id(parameter) not in embeddings else rest).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            groups[role, parameter.dim() >= 2 and id(parameter) not in embeddings].append(parameter)
+    return [
+        {"params": params, "weight_decay": weight_decay if decays else 0.0, "role": role}
+        for (role, decays), params in groups.items()
+        if params
+    ]
 
 
 def make_optimizer(groups: Iterable[dict], training: Training) -> torch.optim.AdamW:

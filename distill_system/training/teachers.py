@@ -7,6 +7,7 @@ reads its own elements out of the safetensors files.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from distill_system import distributed
 from distill_system.models.streaming import read_flat_range, read_tensor, tensor_locations
-from distill_system.training.objective import Batch, logits_of
+from distill_system.signals import Signals
+from distill_system.training.emit import LOGITS, Batch, Needs, emit
 
 Align = Callable[[Tensor], Tensor]
 
@@ -28,48 +30,52 @@ UNITS_AHEAD = 1  # modules' worth of parameters that are gathered before their t
 
 
 class Teacher:
-    """Gives logits, in the student's order of classes or words, for a batch; no gradient, no dropout.
+    """Gives signals, in the student's order of classes or words, for a batch; no gradient, no dropout.
 
     Args:
         model: a transformers model, or the DeepSpeed engine around one.
-        task: "classification" or "causal_lm".
+        task: of the data.
         align: brings the teacher's last dimension into the student's order and size.
         autocast: (device type, dtype) or None.
+        known: classes `[C]` (bool) that it knows, if not all; `align` gives -inf for the others.
     """
 
-    def __init__(self, model: nn.Module, *, task: str, align: Align | None = None, autocast: Any = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        task: str,
+        align: Align | None = None,
+        autocast: Any = None,
+        known: Tensor | None = None,
+    ) -> None:
         self.model = model
         self.task = task
         self.align = align
         self.autocast = autocast
+        self.known = known
 
     @property
     def module(self) -> nn.Module:
         return getattr(self.model, "module", self.model)
 
-    @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
+        """Logits alone."""
+        return self.signals(batch).logits
+
+    @torch.no_grad()
+    def signals(self, batch: Batch, needs: Needs = LOGITS) -> Signals:
         assert not self.module.training, "a teacher must stay in eval mode"
         mixed = torch.autocast(*self.autocast) if self.autocast else contextlib.nullcontext()
         with mixed:
-            logits = logits_of(_Wrapped(self.model, self.module), batch, self.task)
-        return self.align(logits) if self.align else logits
+            signals = emit(self.module, batch, self.task, needs, call=self.model)
+        return replace(signals, logits=self.align(signals.logits)) if self.align else signals
 
     def resident(self) -> tuple[int, int]:
         """(elements of parameters on this rank, elements of the whole model)."""
         parameters = list(self.module.parameters())
         held = sum(getattr(p, "ds_tensor", p).numel() for p in parameters)
         return held, sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
-
-
-class _Wrapped:
-    """Calls the engine, whose own forward takes anything, with the signature of the model inside."""
-
-    def __init__(self, call: nn.Module, module: nn.Module) -> None:
-        self.call, self.forward = call, module.forward
-
-    def __call__(self, **inputs: Tensor) -> Any:
-        return self.call(**inputs)
 
 
 def replicated(model: nn.Module, device: torch.device) -> nn.Module:
@@ -92,6 +98,7 @@ def sharded(folder: Path, make: Callable[[], nn.Module], device: torch.device) -
     from distill_system.training.zero import quiet
 
     quiet(deepspeed)
+    deepspeed.utils.groups.mpu = None  # of a cohort before, whose members lived on part of the ranks
     # No dtype: from a config without fp16 and bf16, Init takes float32. Given dtype=torch.float32 on a CPU, DeepSpeed 0.19 takes bf16 without a word.
     with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=SHARDED):
         model = make()

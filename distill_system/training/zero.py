@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill_system import distributed
 from distill_system.settings import Training
-from distill_system.training.engine import MOMENTS, WEIGHT, Piece, named_state
+from distill_system.training.engine import MOMENTS, WEIGHT, Heard, Piece, in_order, named_state, role_module
 from distill_system.training.objective import Batch, Objective
 from distill_system.training.optim import empty_state, make_optimizer, parameter_groups
 
@@ -46,17 +46,23 @@ class ZeroEngine:
         quiet(deepspeed)
         self.objective = objective
         self.stage = STAGE[training.strategy]
-        optimizer = make_optimizer(parameter_groups(objective, training.weight_decay), training)
+        groups = parameter_groups(objective, training.weight_decay, objective.role_of)
+        deepspeed.utils.groups.mpu = None  # of an engine before, which may have lived on part of the ranks
         self.engine, self.optimizer, *_ = deepspeed.initialize(
-            model=objective, optimizer=optimizer, config=deepspeed_config(training), dist_init_required=False
+            model=objective,
+            optimizer=make_optimizer(groups, training),
+            config=deepspeed_config(training),
+            mpu=RankGroups() if distributed.division() else None,
+            dist_init_required=False,
         )
         self.base = self.optimizer.optimizer
+        self.clipping = ClippingByRole(self.optimizer, self.stage) if len(objective.roles) > 1 else None
 
-    def forward(self, batch: Batch, teacher: Tensor | None, scale_L: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
-        return self.engine(batch, teacher, scale_L)
+    def forward(self, batch: Batch, teachers: Heard, scale_L: Tensor, *, last: bool) -> tuple[Tensor, Tensor]:
+        return self.engine(batch, teachers, scale_L)
 
-    def evaluate(self, batch: Batch) -> Tensor:
-        return self.engine(batch)
+    def evaluate(self, batch: Batch, role: str | None = None) -> Tensor:
+        return self.engine(batch, role=role)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
@@ -67,8 +73,14 @@ class ZeroEngine:
         for group in self.base.param_groups:
             group["lr"] = lr
         self.engine.step()  # skips by itself when the norm isn't finite
-        norm = float("nan") if self.optimizer.overflow else self.engine.get_global_grad_norm()
-        return torch.as_tensor(norm, dtype=torch.float32)
+        own = list(self.objective.roles)
+        if self.optimizer.overflow:
+            norms = dict.fromkeys(own, torch.tensor(float("nan")))
+        elif self.clipping:
+            norms = self.clipping.norms()
+        else:
+            norms = {own[0]: torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)}
+        return in_order(norms, self.objective.role_names)
 
     def pieces(self) -> Iterator[Piece]:
         self._fill_state()
@@ -145,25 +157,108 @@ class ZeroEngine:
         if persistent:  # small parameters stay whole between steps: from the new shards, as after a step
             persistent[0].all_gather(persistent)
 
-    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def whole_weights(self, role: str | None = None) -> Iterator[tuple[str, Tensor]]:
         import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, tensor in named_state(self.objective.student):
+        for name, tensor in named_state(role_module(self.objective, role)):
             if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:
                 whole = safe_get_full_fp32_param(tensor)  # the master: bf16 working weights have lost bits
                 yield name, whole.detach().cpu().view(getattr(tensor, "ds_shape", tensor.shape))
             else:
                 with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_tensor")):
                     whole = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
-                    copy = whole.cpu().clone() if distributed.is_main() else torch.empty(0)
+                    copy = whole.cpu().clone() if distributed.is_lead() else torch.empty(0)
                 yield name, copy
+
+
+class ClippingByRole:
+    """Clips the gradients of each role by the role's own norm, where DeepSpeed would take the norm over all of them: a member's step must not depend
+    on how large its neighbours' gradients are, and must be the one that it would take on ranks of its own.
+
+    DeepSpeed computes a norm for each parameter group, joins them, and scales group by group; both places are replaced on this one optimizer.
+    """
+
+    def __init__(self, optimizer: Any, stage: int) -> None:
+        self.optimizer, self.stage = optimizer, stage
+        self.roles = [group["role"] for group in optimizer.optimizer.param_groups]
+        self.norm_of_group: list[Tensor] = []
+        self.turn = 0
+        if stage == 3:
+            groups = len(optimizer.fp16_groups)
+            assert groups == len(self.roles), f"{groups} sub-groups for {len(self.roles)} parameter groups"
+            self._group_norms, optimizer._get_norm_groups = optimizer._get_norm_groups, self._keep
+        else:
+            optimizer.scaled_global_norm = self._joined
+        self._clip, optimizer.unscale_and_clip_grads = optimizer.unscale_and_clip_grads, self._clip_by_role
+
+    def _keep(self) -> list[Tensor]:
+        self.norm_of_group = self._group_norms()
+        return self.norm_of_group
+
+    def _joined(self, norm_type: int = 2) -> Tensor:
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        own, self.turn = self.optimizer, 0
+        self.norm_of_group = [
+            own.get_grad_norm_direct(own.averaged_gradients[i], own.params_in_partition[i])
+            for i in range(len(own.bit16_groups))
+        ]
+        return combine_grad_norm_groups(self.norm_of_group)
+
+    def _clip_by_role(self, place: Any, total: Any) -> None:
+        """`place` is the group's number (stage 3), or its gradients, group after group (stage 1 and 2)."""
+        number = place if self.stage == 3 else self.turn
+        self.turn += 1
+        self._clip(place, self._norm(self.roles[number]))
+
+    def _norm(self, role: str) -> Tensor:
+        """Still with the loss scale in it."""
+        own = [norm for norm, other in zip(self.norm_of_group, self.roles, strict=True) if other == role]
+        return torch.linalg.vector_norm(torch.stack([torch.as_tensor(norm, dtype=torch.float32) for norm in own]))
+
+    def norms(self) -> dict[str, Tensor]:
+        return {role: self._norm(role) / self.optimizer.loss_scale for role in dict.fromkeys(self.roles)}
+
+
+class RankGroups:
+    """What `deepspeed.initialize` asks of `mpu`: a cohort's member shards over its own ranks only.
+
+    The model-parallel rank is 0 on every rank. With the member's number there, ranks other than 0 would count a gradient norm of 0 (ZeRO-1 and 2).
+    """
+
+    def __init__(self) -> None:
+        division = distributed.division()
+        assert division is not None
+        self.division = division
+
+    def get_model_parallel_group(self) -> Any:
+        return self.division.self_groups[distributed.rank()]
+
+    def get_model_parallel_rank(self) -> int:
+        return 0
+
+    def get_model_parallel_world_size(self) -> int:
+        return 1
+
+    def get_data_parallel_group(self) -> Any:
+        return self.division.data_groups[self.division.part]
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        first = self.division.part * self.division.size
+        return list(range(first, first + self.division.size))
+
+    def get_data_parallel_rank(self) -> int:
+        return self.division.place
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.division.size
 
 
 def shard_of(parameter: Tensor) -> tuple[int, int]:
     """Offset and number of elements of the flattened parameter that this rank holds under stage 3 (the last ranks may hold none)."""
     share = parameter.ds_tensor.ds_numel
-    offset = min(distributed.rank() * share, parameter.ds_numel)
+    offset = min(distributed.data_rank() * share, parameter.ds_numel)
     return offset, min(share, parameter.ds_numel - offset)
 
 

@@ -55,6 +55,10 @@ def teacher():
     return Teacher(Mean().eval().requires_grad_(False), task="classification")
 
 
+def heard(given):
+    return {"main": teacher().signals(given)}
+
+
 def advice(lines):
     lines = list(lines) if not isinstance(lines, examine.Line) else [lines]
     return [line.advice for line in lines if line.advice]
@@ -64,9 +68,9 @@ def test_a_sound_phase_gives_no_advice():
     one = objective()
     assert advice(examine.check_teacher("p", teacher(), one, CONTEXT)) == []
     assert advice(examine.check_padding("p", one, batch(), 0)) == []
-    assert advice(examine.check_filler("p", one, batch(), teacher())) == []
+    assert advice(examine.check_filler("p", one, batch(), heard)) == []
     assert advice(examine.check_temperature("p", dict(one.losses))) == []
-    assert advice(examine.check_gradients("p", one, batch(), teacher())) == []
+    assert advice(examine.check_gradients("p", one, batch(), heard)) == []
 
 
 def test_a_teacher_in_train_mode():
@@ -121,15 +125,15 @@ def test_a_loss_without_the_squared_temperature():
 def test_a_tensor_that_no_gradient_reaches():
     student = Mean()
     student.unused.requires_grad_(True)
-    line = examine.check_gradients("p", objective(student), batch(), teacher())
+    line = examine.check_gradients("p", objective(student), batch(), heard)
     assert line.finding == "reach 3 of 5 trainable tensors"
-    assert line.advice.startswith("no gradient reaches student.unused.weight and 1 more")
+    assert line.advice.startswith("no gradient reaches roles.student.unused.weight and 1 more")
 
 
 def test_a_loss_that_is_no_number():
     student = Mean()
     with torch.no_grad():
         student.head.bias.fill_(float("nan"))
-    line = examine.check_gradients("p", objective(student), batch(), teacher())
+    line = examine.check_gradients("p", objective(student), batch(), heard)
     assert line.finding == "the first loss is nan"
     assert line.advice

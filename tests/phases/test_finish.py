@@ -25,9 +25,9 @@ def live(tmp_path_factory):
     caught = {}
     original = finish.write_artifact
 
-    def catching(given, trained, folder, logits):
-        caught.update(context=given, trained=trained, logits=logits)
-        return original(given, trained, folder, logits)
+    def catching(given, trained, taken, folder):
+        caught.update(context=given, trained=trained, logits=taken.probe_logits)
+        return original(given, trained, taken, folder)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finish, "write_artifact", catching)
@@ -85,8 +85,8 @@ def test_equal_trainings_give_equal_digests_whether_tokens_were_cached_or_not(do
 def test_a_tensor_that_changes_on_its_way_to_the_disk_is_found(tmp_path, monkeypatch, name):
     original = PlainEngine.whole_weights
 
-    def tampered(self):
-        for key, tensor in original(self):
+    def tampered(self, role):
+        for key, tensor in original(self, role):
             yield key, tensor + torch.arange(tensor.numel()) if key == name else tensor
 
     monkeypatch.setattr(PlainEngine, "whole_weights", tampered)
@@ -99,7 +99,9 @@ def test_a_tensor_that_changes_on_its_way_to_the_disk_is_found(tmp_path, monkeyp
 def test_a_tensor_that_is_lost_on_its_way_is_found(tmp_path, monkeypatch):
     original = PlainEngine.whole_weights
     monkeypatch.setattr(
-        PlainEngine, "whole_weights", lambda self: ((k, t) for k, t in original(self) if k != "classifier.bias")
+        PlainEngine,
+        "whole_weights",
+        lambda self, role: ((k, t) for k, t in original(self, role) if k != "classifier.bias"),
     )
     with pytest.raises(RuntimeError, match="missing keys"):
         finetune(tmp_path)

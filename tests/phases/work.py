@@ -85,7 +85,7 @@ def finetune(folder: Path, name: str = "teacher", **more: Any) -> tuple[Context,
 def distill(folder: Path, teacher: dict[str, Any], name: str = "student", **more: Any) -> tuple[Context, Result]:
     made = context(folder, name, kind="distill", **more)
     losses = {"soft": SoftTarget(2.0), "hard": HardLabel(weight=0.5)}
-    return made, Distill("distill", recipe(), {"main": teacher}, losses).run(made)
+    return made, Distill("distill", {"main": teacher}, losses, model=recipe()).run(made)
 
 
 def knowing_teacher(path: Path, labels: list[str] | None = None, seed: int = 5, gain: float = 20.0) -> Path:

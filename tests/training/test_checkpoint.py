@@ -12,7 +12,7 @@ from distill_system.training import checkpoint
 from distill_system.training.checkpoint import Damaged, Store
 from tests.training.tiny import engine, equal, state, train_step
 
-NOTE = {"identity": "mine", "progress": {"step": 0, "best_step": None}}
+NOTE = {"identity": "mine", "progress": {"step": 0, "best_step": {}}}
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ def test_a_checkpoint_before_the_first_step(tmp_path):
 def test_it_holds_frozen_parameters_and_buffers_and_nothing_else(trained, tmp_path):
     store = Store(save(tmp_path, trained))
     weights = {name for name, part in store.places if part == "weight"}
-    assert "student.frozen.weight" in weights
-    assert "student.seen" in weights
-    assert "student.scratch" not in weights  # a buffer that state_dict doesn't keep
-    assert all(name.startswith("student.") for name in weights)
+    assert "roles.student.frozen.weight" in weights
+    assert "roles.student.seen" in weights
+    assert "roles.student.scratch" not in weights  # a buffer that state_dict doesn't keep
+    assert all(name.startswith("roles.student.") for name in weights)
     moments = {name for name, part in store.places if part == "exp_avg"}
-    assert moments == {f"student.{name}" for name in ("embedding.weight", *TRAINED)}
+    assert moments == {f"roles.student.{name}" for name in ("embedding.weight", *TRAINED)}
     other = engine(seed=1)
     checkpoint.load(store, other)
     assert float(other.objective.student.seen) == 3.0
@@ -159,10 +159,10 @@ def test_a_rank_that_finds_damage_is_heard_by_all(trained, tmp_path, monkeypatch
 
 def test_missing_elements_and_other_models_are_refused(trained, tmp_path):
     store = Store(save(tmp_path, trained))
-    del store.places["student.head.bias", "exp_avg"]
-    with pytest.raises(Damaged, match=r"0 of 3 elements of student.head.bias \(exp_avg\)"):
+    del store.places["roles.student.head.bias", "exp_avg"]
+    with pytest.raises(Damaged, match=r"0 of 3 elements of roles.student.head.bias \(exp_avg\)"):
         checkpoint.load(store, engine(seed=1))
-    store.state["shapes"]["student.head.bias"] = [4]
+    store.state["shapes"]["roles.student.head.bias"] = [4]
     with pytest.raises(Damaged, match="another model"):
         checkpoint.load(store, engine(seed=1))
 
@@ -193,8 +193,8 @@ def test_pruning_never_takes_the_only_good_one(trained, tmp_path, spoil):
 def test_best_weights_go_when_no_kept_checkpoint_speaks_of_them(trained, tmp_path):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path / f"best_{step:08d}", trained, NOTE, weights_only=True)
-    save(tmp_path, trained, 2, progress={"best_step": 2})
-    save(tmp_path, trained, 4, progress={"best_step": 3})
+    save(tmp_path, trained, 2, progress={"best_step": {"student": 2}})
+    save(tmp_path, trained, 4, progress={"best_step": {"student": 3}})
     checkpoint.prune_best(tmp_path)
     assert steps(tmp_path, "best_*") == [2, 3]
     shutil.rmtree(tmp_path / "step_00000002")

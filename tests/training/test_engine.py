@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distill_system.losses.task import HardLabel
+from distill_system.signals import Signals
 from distill_system.training.engine import named_state
 from tests.training.tiny import CPU, Net, batch, engine, equal, state, train_step
 
@@ -42,7 +43,7 @@ def test_the_learning_rate_is_the_one_given():
     after = state(one)
     assert all(torch.equal(after[n], before[n]) for n in before if n.endswith("|weight") and "seen" not in n)
     train_step(one, 1, lr=0.01)  # Adam's first steps are about the learning rate
-    change = (state(one)["student.head.weight|weight"] - before["student.head.weight|weight"]).abs().max()
+    change = (state(one)["roles.student.head.weight|weight"] - before["roles.student.head.weight|weight"]).abs().max()
     assert 0.002 < float(change) < 0.02
 
 
@@ -52,12 +53,12 @@ def test_a_norm_that_is_not_finite_changes_nothing(poison, clip):
     one = engine(clip=clip)
     train_step(one, 0)
     before = state(one)
-    loss, _ = one.forward(batch(1), torch.zeros(8, 3), torch.ones(2), last=True)
+    loss, _ = one.forward(batch(1), {"main": Signals(torch.zeros(8, 3))}, torch.ones(2), last=True)
     one.backward(loss, last=True)
     one.objective.student.head.bias.grad[0] = poison
     assert not torch.isfinite(one.step(0.02))
     after = state(one)
-    seen = "student.seen|weight"
+    seen = "roles.student.seen|weight"
     assert after.pop(seen) != before.pop(seen)
     assert equal(after, before)  # weights, moments and the count of updates
     undisturbed = engine(clip=clip)
@@ -101,7 +102,7 @@ def test_fp16_scales_its_loss_and_skips_what_overflows():
     _, expected = train_step(engine(dropout=0.0), 0)
     assert norm == pytest.approx(expected, rel=0.05)  # the norm is told without the scale
     before = one.objective.student.head.weight.clone()
-    loss, _ = one.forward(batch(1), torch.zeros(8, 3), torch.full((2,), 1e30), last=True)
+    loss, _ = one.forward(batch(1), {"main": Signals(torch.zeros(8, 3))}, torch.full((2,), 1e30), last=True)
     one.backward(loss, last=True)
     one.step(0.02)
     assert torch.equal(one.objective.student.head.weight, before)

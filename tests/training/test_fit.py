@@ -10,7 +10,7 @@ from distill_system.files import read_json
 from distill_system.settings import Training
 from distill_system.training import checkpoint
 from distill_system.training.fit import steps_of
-from tests.training.tiny import Bench, engine, equal, state, teacher_logits
+from tests.training.tiny import Bench, engine, equal, heard, state
 
 STEPS = 9
 
@@ -92,7 +92,7 @@ def test_sigterm_reaches_our_handler_and_nobody_else_s(tmp_path):
     def teacher(given):
         if len(bench.stepped) == 3 and not asked:
             signal.raise_signal(signal.SIGTERM)
-        return teacher_logits(given)
+        return heard(given)
 
     bench = Bench(tmp_path)
     bench.teacher = teacher
@@ -122,7 +122,7 @@ def test_patience_stops_early_and_a_resume_keeps_that(tmp_path):
     outcome = bench.run()
     assert ("early_stop", 9) in bench.events()
     assert outcome.progress.step == 9
-    assert (outcome.progress.best_step, outcome.progress.without_progress) == (3, 2)
+    assert (outcome.progress.best_step.get("student"), outcome.progress.without_progress) == (3, 2)
     assert not outcome.preempted
     bench.run()
     assert bench.stepped[-1] == 9
@@ -136,7 +136,7 @@ def test_the_best_weights_are_handed_on_also_after_a_resume(tmp_path):
     best = Bench(tmp_path / "six", total_steps=9, validate=falling_after(6), keep="last")
     best.run(stop_at=6)
     whole = Bench(tmp_path / "whole", validate=falling_after(6))
-    assert whole.run().progress.best_step == 6
+    assert whole.run().progress.best_step.get("student") == 6
     assert equal(whole.weights(), best.weights())
     assert whole.engine.scalars() == {"updates": 9.0}
     last = Bench(tmp_path / "last", validate=falling_after(6), keep="last")
@@ -145,20 +145,20 @@ def test_the_best_weights_are_handed_on_also_after_a_resume(tmp_path):
     for stop in (5, 6, 7, 8):
         resumed = Bench(tmp_path / f"stop-{stop}", validate=falling_after(6))
         resumed.run(stop_at=stop)
-        assert resumed.run().progress.best_step == 6
+        assert resumed.run().progress.best_step.get("student") == 6
         assert equal(resumed.weights(), best.weights()), stop
 
 
 def test_the_best_may_be_the_last(tmp_path):
     bench = Bench(tmp_path, validate=falling_after(20))
-    assert bench.run().progress.best_step == 9
+    assert bench.run().progress.best_step.get("student") == 9
     assert list((tmp_path / "checkpoints").glob("best_*")) == [tmp_path / "checkpoints" / "best_00000006"]
     assert bench.fit.outcome.warnings == []
 
 
 def test_lower_may_be_better(tmp_path):
     bench = Bench(tmp_path, validate=falling_after(6), better=lambda a, b: a < b)
-    assert bench.run().progress.best == pytest.approx(0.7)
+    assert bench.run().progress.best["student"] == pytest.approx(0.7)
 
 
 def test_a_figure_that_is_not_there_is_never_the_best(tmp_path):
@@ -166,10 +166,10 @@ def test_a_figure_that_is_not_there_is_never_the_best(tmp_path):
     values = {3.0: None, 6.0: 0.5, 9.0: None}
     bench = Bench(tmp_path, validate=lambda one: {"accuracy": values[one.scalars()["updates"]]})
     progress = bench.run().progress
-    assert (progress.best, progress.best_step, progress.without_progress) == (0.5, 6, 1)
+    assert (progress.best["student"], progress.best_step["student"], progress.without_progress) == (0.5, 6, 1)
     nothing = Bench(tmp_path / "none", validate=lambda one: {"accuracy": None}, patience=2)
     assert nothing.run().progress.step == 6
-    assert nothing.fit.progress.best_step is None
+    assert nothing.fit.progress.best_step.get("student") is None
 
 
 def test_damaged_best_weights_are_told_and_the_last_handed_on(tmp_path):
@@ -225,7 +225,7 @@ def test_state_holds_what_a_resume_needs(tmp_path):
     document = read_json(tmp_path / "checkpoints" / "step_00000006" / "state.json")
     assert document["identity"] == "mine"
     assert document["progress"]["step"] == 6
-    assert document["progress"]["best_step"] in (3, 6)
+    assert document["progress"]["best_step"]["student"] in (3, 6)
     assert document["scalars"] == {"updates": 6.0}
 
 

@@ -9,9 +9,10 @@ from torch import nn
 
 from distill_system.losses.logits import LogitRegression, SoftTarget
 from distill_system.losses.task import HardLabel
-from distill_system.training.objective import Objective, logits_of, model_inputs, targets_of
+from distill_system.training.emit import model_inputs
+from distill_system.training.objective import Objective, logits_of, targets_of
 from tests.models.tiny import build
-from tests.training.tiny import Net, batch, teacher_logits
+from tests.training.tiny import Net, batch, heard
 
 BOTH = {"soft": SoftTarget(2.0), "hard": HardLabel()}
 
@@ -62,7 +63,7 @@ def test_counts_tell_labelled_rows_from_real_ones():
 def test_the_loss_is_scaled_by_loss_and_sums_are_not():
     objective = Objective(Net(dropout=0.0), BOTH, task="classification")
     whole = batch(0)
-    loss, sums = objective(whole, teacher_logits(whole), torch.tensor([0.25, 3.0]))
+    loss, sums = objective(whole, heard(whole), torch.tensor([0.25, 3.0]))
     assert float(loss.detach()) == pytest.approx(float(0.25 * sums[0] + 3.0 * sums[1]), rel=1e-6)
     assert sums.dtype == torch.float64
     assert not sums.requires_grad
@@ -80,7 +81,7 @@ def test_filler_rows_change_nothing(losses):
     gradients = []
     for given in (whole, padded):
         objective.zero_grad()
-        loss, sums = objective(given, teacher_logits(given), scale_L)
+        loss, sums = objective(given, heard(given), scale_L)
         loss.backward()
         gradients.append((float(loss.detach()), sums, objective.student.head.weight.grad.clone()))
     assert torch.equal(objective.count(padded), objective.count(whole))

@@ -12,14 +12,14 @@ from distill_system.training.recorder import Recorder, TooManyBadSteps
 def record(steps=7, means=None, norms=None, world_rows=4, **settings):
     lines = []
     given = {"log_every": 1, "flush_every": 3, "max_bad_steps": 0, "total_steps": steps} | settings
-    recorder = Recorder(phase="student", names=["soft", "hard"], weights=[1.0, 0.5], write=lines.extend, **given)
+    recorder = Recorder(phase="student", names=["soft", "hard"], write=lines.extend, **given)
     for step in range(1, steps + 1):
         mean_L = torch.tensor((means or {}).get(step, [float(step), 2.0 * step]), dtype=torch.float64)
-        norm = torch.tensor((norms or {}).get(step, 0.25 * step))
+        norm_R = torch.tensor([(norms or {}).get(step, 0.25 * step)])
         index = torch.arange(world_rows) + 10 * step
         index[-1] = -1  # filler
         batch = {"index": index, "labels": torch.zeros(world_rows), "input_ids": torch.zeros(world_rows, 5)}
-        recorder.add(step, mean_L, norm, step / 100, [batch])
+        recorder.add(step, mean_L, norm_R, step / 100, [batch], [1.0, 0.5])
     return recorder, lines
 
 
@@ -102,7 +102,6 @@ def test_lines_are_written_before_the_run_ends_of_them():
     recorder = Recorder(
         phase="p",
         names=["a"],
-        weights=[1.0],
         log_every=1,
         flush_every=1,
         max_bad_steps=0,
@@ -111,5 +110,5 @@ def test_lines_are_written_before_the_run_ends_of_them():
     )
     batch = {"index": torch.tensor([5]), "labels": torch.zeros(1)}
     with pytest.raises(TooManyBadSteps):
-        recorder.add(1, torch.tensor([math.nan]), torch.tensor(1.0), 0.1, [batch])
+        recorder.add(1, torch.tensor([math.nan]), torch.tensor([1.0]), 0.1, [batch], [1.0])
     assert [line.get("event") for line in lines] == ["bad_step", None]

@@ -7,6 +7,7 @@ from torch import nn
 
 from distill_system import distributed
 from distill_system.models.alignment import cut_vocabulary
+from distill_system.signals import Signals
 from distill_system.training.teachers import Teacher, fill, replicated, shared_parameters
 from tests.models import tiny as models
 from tests.training.tiny import CPU, Bench, Net, batch, state
@@ -30,7 +31,7 @@ def test_it_stays_as_it_is_while_a_student_is_trained(tmp_path):
     spy = Spy(replicated(Net(seed=5), CPU))
     before = {name: tensor.clone() for name, tensor in spy.module.state_dict().items()}
     bench = Bench(tmp_path, total_steps=4, validate=lambda one: {"accuracy": 0.5})
-    bench.teacher = spy
+    bench.teacher = lambda given: {"main": Signals(spy(given))}
     bench.run()
     assert spy.modes == [False] * 4
     assert not spy.module.training
@@ -43,13 +44,13 @@ def test_it_stays_as_it_is_while_a_student_is_trained(tmp_path):
 def test_it_is_in_no_optimizer_no_checkpoint_and_no_module_tree(tmp_path):
     spy = Spy(replicated(Net(seed=5), CPU))
     bench = Bench(tmp_path, total_steps=2)
-    bench.teacher = spy
+    bench.teacher = lambda given: {"main": Signals(spy(given))}
     bench.run()
     theirs = {id(tensor) for tensor in [*spy.module.parameters(), *spy.module.buffers()]}
     assert not theirs & {id(parameter) for parameter in bench.engine.parameters}
     assert not theirs & {id(tensor) for tensor in bench.fit.module.parameters()}
     assert list(bench.fit.module.children()) == []
-    assert {name.split(".")[0] for name in state(bench.engine) if "|" in name} == {"student"}
+    assert {name.split(".")[0] for name in state(bench.engine) if "|" in name} == {"roles"}
 
 
 def test_a_teacher_in_train_mode_is_a_defect():

@@ -10,6 +10,7 @@ from torch import nn
 from distill_system.losses.logits import SoftTarget
 from distill_system.losses.task import HardLabel
 from distill_system.settings import Training
+from distill_system.signals import Signals
 from distill_system.training.engine import PlainEngine
 from distill_system.training.fit import Fit, Outcome
 from distill_system.training.objective import Objective
@@ -48,6 +49,10 @@ def teacher_logits(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([(ids * k).sin().mean(1) for k in (1.0, 2.0, 3.0)], dim=-1).float() * 3
 
 
+def heard(batch: dict[str, torch.Tensor]) -> dict[str, Signals]:
+    return {"main": Signals(teacher_logits(batch))}
+
+
 def batch(step: int, rows: int = 8) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1000 + step)
     labels = torch.randint(0, CLASSES, (rows,), generator=generator)
@@ -82,10 +87,10 @@ def train_step(one: PlainEngine, number: int, lr: float = 0.02, micro: int = 1) 
     rows = len(whole["index"]) // micro
     for i in range(micro):
         part = {name: tensor[i * rows : (i + 1) * rows] for name, tensor in whole.items()}
-        loss, _ = one.forward(part, teacher_logits(part), scale_L, last=i == micro - 1)
+        loss, _ = one.forward(part, heard(part), scale_L, last=i == micro - 1)
         one.backward(loss, last=i == micro - 1)
         total += float(loss.detach())
-    return total, float(one.step(lr))
+    return total, float(one.step(lr)[0])
 
 
 def state(one: PlainEngine) -> dict[str, torch.Tensor]:
@@ -105,7 +110,7 @@ class Bench:
         self.folder, self.total_steps = folder, total_steps
         self.settings = {"eval_every": 3, "checkpoint_every": 4} | settings
         self.validate, self.better = validate, better or (lambda a, b: a > b)
-        self.teacher: Any = teacher_logits
+        self.teacher: Any = heard
         self.lines: list[dict[str, Any]] = []
         self.stepped: list[int] = []
         self.engine: PlainEngine
@@ -133,7 +138,7 @@ class Bench:
 
         self.fit = fit = Fit(
             self.engine,
-            teacher=self.teacher,
+            teachers=self.teacher,
             training=self.engine.training,
             folder=self.folder / "checkpoints",
             phase="student",
@@ -142,7 +147,7 @@ class Bench:
             total_steps=self.total_steps,
             steps_per_epoch=3,
             loader=lambda first: Loader(first, self.total_steps - first),
-            validate=(lambda: self.validate(self.engine)) if self.validate else None,
+            validate=(lambda: {"student": self.validate(self.engine)}) if self.validate else None,
             better=self.better,
             monitor="accuracy",
             write=self.lines.extend,
