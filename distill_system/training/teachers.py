@@ -95,10 +95,10 @@ def sharded(folder: Path, make: Callable[[], nn.Module], device: torch.device) -
     import deepspeed
     from transformers.initialization import no_init_weights
 
-    from distill_system.training.zero import quiet
+    from distill_system.training.zero import quiet, start_afresh
 
     quiet(deepspeed)
-    deepspeed.utils.groups.mpu = None  # of a cohort before, whose members lived on part of the ranks
+    start_afresh(deepspeed)
     # No dtype: from a config without fp16 and bf16, Init takes float32. Given dtype=torch.float32 on a CPU, DeepSpeed 0.19 takes bf16 without a word.
     with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=SHARDED):
         model = make()

@@ -47,7 +47,7 @@ class ZeroEngine:
         self.objective = objective
         self.stage = STAGE[training.strategy]
         groups = parameter_groups(objective, training.weight_decay, objective.role_of)
-        deepspeed.utils.groups.mpu = None  # of an engine before, which may have lived on part of the ranks
+        start_afresh(deepspeed)
         self.engine, self.optimizer, *_ = deepspeed.initialize(
             model=objective,
             optimizer=make_optimizer(groups, training),
@@ -219,6 +219,24 @@ class ClippingByRole:
 
     def norms(self) -> dict[str, Tensor]:
         return {role: self._norm(role) / self.optimizer.loss_scale for role in dict.fromkeys(self.roles)}
+
+
+def start_afresh(deepspeed: Any) -> None:
+    """Frees DeepSpeed from what an engine before has left in the process, which may have lived on part of the ranks.
+
+    ZeRO-3 proves in its first steps that all ranks of the world walk through the same modules, by numbers that a process gives to all modules it ever
+    saw. Members of a cohort may well differ, and after a cohort the numbers do: here only ranks of one model are compared, and only the order counts.
+    """
+    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+
+    def assert_same(numbers: list[int]) -> None:
+        order = [number - min(numbers) for number in numbers]
+        told = distributed.data_everyone(order)
+        if any(other != order for other in told):
+            raise RuntimeError(f"ranks of one model disagree on its modules: {told}")
+
+    deepspeed.utils.groups.mpu = None
+    coordinator.assert_ints_same_as_other_ranks = assert_same
 
 
 class RankGroups:
