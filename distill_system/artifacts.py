@@ -18,8 +18,21 @@ PASSPORT = "compression.json"
 CARD = "README.md"
 VERSION = 1
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # a bare name may be a package's
-AUTO_CLASSES = {"classification": "AutoModelForSequenceClassification", "causal_lm": "AutoModelForCausalLM"}
-PIPELINE_TAGS = {"classification": "text-classification", "causal_lm": "text-generation"}
+AUTO_CLASSES = {
+    "classification": "AutoModelForSequenceClassification",
+    "multi_label": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+    "causal_lm": "AutoModelForCausalLM",
+}
+IMAGE_AUTO_CLASS = "AutoModelForImageClassification"  # in place of the first, where the data is pictures
+PIPELINE_TAGS = {
+    "classification": "text-classification",
+    "multi_label": "text-classification",
+    "regression": "text-classification",
+    "token_classification": "token-classification",
+    "causal_lm": "text-generation",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +108,7 @@ def write_passport(
 
     Args:
         folder: holds the model already: the digest is taken here.
-        task: `classification` or `causal_lm`.
+        task: of the data.
         lineage: one entry a phase, oldest first: `phase`, `kind`, and whatever else tells it (`teachers`, `digest`, ...).
         settings: the phase's resolved settings.
         metrics: the figures on the test split.
@@ -119,16 +132,30 @@ def write_passport(
         "settings": dict(settings),
         "metrics": dict(metrics),
     } | dict(extra or {})
+    if takes_pictures(folder):
+        passport["inputs"] = "images"
     write_json(folder / PASSPORT, passport)
     write_atomic(folder / CARD, model_card(passport, title or folder.name, list(tags)))
     return Artifact.read(folder)
 
 
+def takes_pictures(folder: Path) -> bool:
+    """Whether the model in a folder classifies pictures, as its config.json says."""
+    path = folder / "config.json"
+    names = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
+    return any("ForImageClassification" in name for name in names or [])
+
+
 def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
     """The Hugging Face model card of a passport, as Markdown with its front matter."""
     task = passport["task"]
+    pictures = passport.get("inputs") == "images"
     hub_names = [name for name in passport["base_models"] if HUB_NAME.fullmatch(name)]
-    front = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINE_TAGS.get(task, task)}"]
+    front = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {'image-classification' if pictures else PIPELINE_TAGS.get(task, task)}",
+    ]
     if hub_names:
         front += ["base_model:", *(f"- {json.dumps(name)}" for name in hub_names)]
     front += [
@@ -139,7 +166,7 @@ def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
     lines = [*front, "", f"# {_cell(title)}", ""]
     bases = ", ".join(f"`{name}`" for name in passport["base_models"])
     lines += [f"Made by distill_system{f' from {bases}' if bases else ''}; task: {task.replace('_', ' ')}.", ""]
-    lines += ["## How to load it", "", "```python", *_loading_code(task), "```", ""]
+    lines += ["## How to load it", "", "```python", *_loading_code(task, pictures), "```", ""]
     lines += [
         "## Lineage",
         "",
@@ -161,13 +188,14 @@ def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _loading_code(task: str) -> list[str]:
-    auto = AUTO_CLASSES.get(task, "AutoModel")
+def _loading_code(task: str, pictures: bool) -> list[str]:
+    auto = IMAGE_AUTO_CLASS if pictures else AUTO_CLASSES.get(task, "AutoModel")
+    name, reader = ("processor", "AutoImageProcessor") if pictures else ("tokenizer", "AutoTokenizer")
     return [
-        f"from transformers import {auto}, AutoTokenizer",
+        f"from transformers import {auto}, {reader}",
         "",
         f'model = {auto}.from_pretrained("path/to/this/folder")',
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        f'{name} = {reader}.from_pretrained("path/to/this/folder")',
     ]
 
 

@@ -171,6 +171,13 @@ def sum_over_data_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def from_lead(tensor: Tensor) -> Tensor:
+    """What the lead rank holds, in place, on all ranks that share the batch."""
+    if dist.is_initialized() and data_world() > 1:
+        dist.broadcast(tensor, src=rank() - data_rank(), group=data_group())
+    return tensor
+
+
 def gather_peers(tensor: Tensor) -> list[Tensor]:
     """What the ranks that see the same rows in each part hold, in the order of parts; no gradient."""
     assert _division is not None

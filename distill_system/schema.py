@@ -84,11 +84,11 @@ def check(value: Any, annotation: Any, key: str) -> list[Problem]:
         return problems + [Problem(key, f"is {in_words(value)}, must be {limit}") for limit in limits]
     if origin in (Union, types.UnionType):
         branches = [check(value, argument, key) for argument in arguments]
-        # The branch that got furthest speaks: a range is more telling than "must be null".
-        informative = [
-            branch for branch, argument in zip(branches, arguments, strict=True) if argument is not type(None)
-        ]
-        return [] if not all(branches) else min(informative, key=lambda problems: "must be a" in problems[0].message)
+        return (
+            _furthest([b for b, argument in zip(branches, arguments) if argument is not type(None)], key)
+            if all(branches)
+            else []
+        )
     if origin is Literal:
         if value in arguments and type(value) in {type(argument) for argument in arguments}:
             return []
@@ -117,6 +117,23 @@ def check(value: Any, annotation: Any, key: str) -> list[Problem]:
             ]
         return check_parameters(value, signature_of_dataclass(annotation), key)
     return _check_plain(value, annotation, key)
+
+
+WRONG_KIND = ("must be a ", "must be true or false")  # against a value that is no number, list, group ... at all
+
+
+def _furthest(branches: list[list[Problem]], key: str) -> list[Problem]:
+    """Of the complaints of each kind that a setting may have, those of the kind that the value comes closest to.
+
+    What hangs on a part of the value (`key.start`, `key[0]`) has recognised the whole; a range or a choice is more telling than a wrong kind; where
+    every kind is wrong, all are named.
+    """
+    inside = [problems for problems in branches if problems[0].key != key]
+    right_kind = [problems for problems in branches if not any(words in problems[0].message for words in WRONG_KIND)]
+    if len(branches) == 1 or inside or right_kind:
+        return (inside or right_kind or branches)[0]
+    wanted = [problems[0].message.partition("must be ")[2] for problems in branches]
+    return [Problem(key, branches[0][0].message.partition("must be ")[0] + "must be " + ", or ".join(wanted))]
 
 
 def _check_plain(value: Any, annotation: Any, key: str) -> list[Problem]:
@@ -191,10 +208,10 @@ def _read_class(node: ast.ClassDef | ast.FunctionDef, siblings: dict[str, Any]) 
             fields |= inherited.parameters
     is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
     for statement in node.body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
-            attributes |= {
-                target.id: statement.value.value for target in statement.targets if isinstance(target, ast.Name)
-            }
+        if isinstance(statement, ast.Assign):
+            with contextlib.suppress(ValueError):  # a value that isn't a literal
+                value = ast.literal_eval(statement.value)
+                attributes |= {target.id: value for target in statement.targets if isinstance(target, ast.Name)}
         elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             annotation = _evaluate(statement.annotation)
             if typing.get_origin(annotation) is typing.ClassVar or not is_dataclass:

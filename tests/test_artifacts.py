@@ -128,3 +128,14 @@ def test_no_torch():
 def test_the_passport_is_plain_json(folder):
     write(folder)
     assert json.loads((folder / "compression.json").read_text())["version"] == 1
+
+
+def test_card_of_a_model_of_pictures(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    artifact = write_passport(tmp_path, task="classification", lineage=[], settings={}, metrics={})
+    assert artifact.passport["inputs"] == "images"
+    card = (tmp_path / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card
+    assert "AutoModelForImageClassification.from_pretrained" in card
+    assert "AutoImageProcessor.from_pretrained" in card
+    assert "Tokenizer" not in card

@@ -26,6 +26,9 @@ from distill_system.schema import (
     signature_of_dataclass,
     signature_of_target,
 )
+from distill_system.settings import PositiveSchedule, Schedule
+
+GROUP = "a group of settings (start, end, shape, begin, until)"
 
 
 @dataclass
@@ -70,6 +73,12 @@ class Part:
         (object(), Any, None),
         ("even", Literal["even"] | list[int], None),
         ([1], Literal["even"] | list[int], None),
+        ("evne", Literal["even", "odd"] | list[int], "is 'evne' (did you mean 'even'?), must be one of even, odd"),
+        (0, NonNegative | Schedule, None),
+        (-1, NonNegative | Schedule, "is -1, must be >= 0"),
+        ("x", Positive | Schedule, f"is 'x', must be a number, or {GROUP}"),
+        ({"start": 1.0, "end": 0.0, "shape": "linear"}, NonNegative | Schedule, None),
+        ({"start": 4.0}, Positive | PositiveSchedule, None),
     ],
 )
 def test_each_kind_of_value(value, annotation, said):
@@ -81,6 +90,23 @@ def test_keys_of_what_lies_inside():
     assert [p.key for p in check({"a": 1, "b": "x"}, dict[str, int], "k")] == ["k.b"]
     assert [p.key for p in check({"size": 0, "nmae": "y"}, Part, "k")] == ["k.size", "k.nmae"]
     assert [p.key for p in check({"one": {"size": 0}}, dict[str, Part], "k")] == ["k.one.size"]
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "said"),
+    [
+        ({"start": -1}, NonNegative | Schedule, ["k.start: is -1, must be >= 0"]),
+        ({"start": 1, "shpae": "linear"}, NonNegative | Schedule, ["k.shpae: is not a setting here (did you mean 'shape'?)"]),
+        ({"start": 1, "shape": "liner"}, NonNegative | Schedule, ["k.shape: is 'liner' (did you mean 'linear'?), must be one of constant, linear, cosine"]),
+        ({"end": 1}, NonNegative | Schedule, ["k.start: is missing and has no default"]),
+        ({"start": "x", "end": -1}, NonNegative | Schedule, ["k.start: is 'x', must be a number", "k.end: is -1, must be >= 0"]),
+        ({"start": 4, "end": 0}, Positive | PositiveSchedule, ["k.end: is 0, must be > 0"]),
+        ([[0, "x"]], Literal["auto", "last"] | list[list[Index]], ["k[0][1]: is 'x', must be a whole number"]),
+        ([[0, -1]], Literal["auto", "last"] | list[list[Index]], ["k[0][1]: is -1, must be >= 0"]),
+    ],
+)  # fmt: skip
+def test_of_several_kinds_the_one_that_the_value_comes_closest_to_speaks(value, annotation, said):
+    assert [str(problem) for problem in check(value, annotation, "k")] == said
 
 
 def test_parameters_unknown_missing_and_open():
@@ -114,6 +140,8 @@ class Base:
 
 class Soft(Base):
     needs_teacher = True
+    needs = ("hidden", "logits")
+    made = object()
     def __init__(self, temperature: Positive, weight: "NonNegative" = 1.0, *, mode: Literal["a", "b"], deep: Unheard = 3) -> None: ...
 
 class Plain(Base): ...
@@ -149,6 +177,8 @@ def test_signatures_are_read_without_an_import(module):
     soft = signature_of_target(f"{module}.Soft")
     assert soft.attributes["needs_teacher"] is True
     assert soft.attributes["tasks"] == ("classification",)
+    assert soft.attributes["needs"] == ("hidden", "logits")
+    assert "made" not in soft.attributes
     assert {name: parameter.required for name, parameter in soft.parameters.items()} == {
         "temperature": True,
         "weight": False,

@@ -3,8 +3,8 @@
 import collections
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
 
 from distill_system.errors import Problem, nearest
 
@@ -19,25 +19,27 @@ class Rows:
         ids: names a row in reports.
         texts: never blank.
         pairs: the second text of each row, for tasks on two texts.
-        labels: names of labels, None where unknown; None as a whole for language modelling.
+        labels: None where unknown; None as a whole for language modelling. The name of a label (classification), a list of names (multi-label; an empty
+            one says that none holds), a number (regression), or a list of tags, one a word (token classification; None where a word's is unknown).
+        true_labels: what noise has changed: the label a row had, None elsewhere; None as a whole without noise.
+        words: each row as a list of words (token classification), which `texts` joins.
     """
 
     ids: list[str]
     texts: list[str]
     pairs: list[str] | None = None
-    labels: list[str | None] | None = None
+    labels: list[Any] | None = None
+    true_labels: list[Any] | None = None
+    words: list[list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, indices: Iterable[int]) -> "Rows":
         chosen = list(indices)
-        return Rows(
-            [self.ids[i] for i in chosen],
-            [self.texts[i] for i in chosen],
-            None if self.pairs is None else [self.pairs[i] for i in chosen],
-            None if self.labels is None else [self.labels[i] for i in chosen],
-        )
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken: dict[str, Any] = {k: v if v is None else [v[i] for i in chosen] for k, v in columns.items()}
+        return Rows(**taken)
 
     def text_keys(self) -> list[str]:
         """What makes two rows the same text: letter case and white space don't count."""
@@ -45,16 +47,30 @@ class Rows:
         return [" ".join(f"{text} \0 {pair}".casefold().split()) for text, pair in zip(self.texts, pairs, strict=True)]
 
 
+def joined(first: Rows, second: Rows) -> Rows:
+    """The rows of both, one after another; a column that one of them lacks is unknown there, and gone if both lack it."""
+    columns: dict[str, Any] = {}
+    for name in (field.name for field in fields(Rows)):
+        parts = [getattr(rows, name) for rows in (first, second)]
+        if any(part is not None for part in parts):
+            columns[name] = [
+                cell
+                for part, rows in zip(parts, (first, second), strict=True)
+                for cell in (part if part is not None else [None] * len(rows))
+            ]
+    return Rows(**columns)
+
+
 class Source(Protocol):
     """A data set. A config names the class by `_target_`; `max_length` (classification) or `block_size` (causal_lm) bounds a row's tokens."""
 
-    task: Literal["classification", "causal_lm"]
+    task: Literal["classification", "multi_label", "regression", "token_classification", "causal_lm"]
 
     def problems(self, key: str = "data") -> list[Problem]:
         """All that is wrong with the settings and local files, without torch, in seconds, and without a download."""
 
     def label_names(self) -> list[str]:
-        """Labels in the order of their numbers; empty where none are known."""
+        """Labels in the order of their numbers; empty where none are known, and in regression."""
 
     def read(self) -> dict[str, Rows]:
         """Rows of each split that isn't empty; may download. Raises Refusal."""
@@ -97,10 +113,19 @@ def split_rows(names: Sequence[str], fractions: dict[str, float], salt: str = ""
     return splits
 
 
-def keep_labels_in_train(splits: list[str], labels: Sequence[str | None]) -> list[str]:
+def names_in(label: Any) -> list[str]:
+    """The names that a row's label holds: none where it is unknown or a number."""
+    if isinstance(label, str):
+        return [label]
+    return [name for name in label if name is not None] if isinstance(label, list | tuple) else []
+
+
+def keep_labels_in_train(splits: list[str], labels: Sequence[Any]) -> list[str]:
     """Rows of a label so rare that no training row got it go to train: a test on it would mean nothing."""
-    known = {label for split, label in zip(splits, labels, strict=True) if split == "train"}
-    return [split if label is None or label in known else "train" for split, label in zip(splits, labels, strict=True)]
+    known = {name for split, label in zip(splits, labels, strict=True) if split == "train" for name in names_in(label)}
+    return [
+        split if known.issuperset(names_in(label)) else "train" for split, label in zip(splits, labels, strict=True)
+    ]
 
 
 def by_split(rows: Rows, splits: Sequence[str]) -> dict[str, Rows]:
@@ -117,9 +142,9 @@ def limit_rows(rows: Rows, limit: int | None, salt: str = "limit") -> Rows:
     return rows.take(sorted(order[:limit]))
 
 
-def label_order(labels: Iterable[str | None]) -> list[str]:
+def label_order(labels: Iterable[Any]) -> list[str]:
     """Each label once: in the order of the numbers when all are whole numbers, else of the alphabet."""
-    names = {label for label in labels if label is not None}
+    names = {name for label in labels for name in names_in(label)}
     try:
         return sorted(names, key=lambda name: (int(name), name))
     except ValueError:
@@ -145,11 +170,16 @@ def fraction_problems(key: str, validation_fraction: float, test_fraction: float
     return problems
 
 
-def label_problems(key: str, splits: dict[str, Rows], allow_unlabelled: bool) -> list[Problem]:
-    """Fewer than two labels to train on, or labels in validation or test that training doesn't have."""
+def label_problems(
+    key: str, splits: dict[str, Rows], allow_unlabelled: bool, task: str = "classification"
+) -> list[Problem]:
+    """No label, or fewer than a task needs, to train on, or labels in validation or test that training doesn't have."""
     labels = {split: label_order(rows.labels or []) for split, rows in splits.items()}
     known = labels.get("train", [])
-    if not known and allow_unlabelled:
+    numbers = task == "regression" and any(
+        label is not None for label in splits.get("train", Rows([], [])).labels or []
+    )
+    if not known and (allow_unlabelled or numbers):
         return []
     if not known:
         return [
@@ -158,7 +188,7 @@ def label_problems(key: str, splits: dict[str, Rows], allow_unlabelled: bool) ->
                 "has no label in any training row; name another column, or set allow_unlabelled=true if only teachers label them",
             )
         ]
-    if len(known) < 2:
+    if len(known) < 2 and task != "multi_label":
         return [Problem(key, f"has one label only ({known[0]!r}) in the training rows, must be at least 2")]
     problems = []
     for split in ("validation", "test"):

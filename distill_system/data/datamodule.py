@@ -44,7 +44,7 @@ class StepLoader:
             if wanted != epoch:
                 epoch, batches = wanted, order.epoch_batches(self.store.lengths, self.batch_size, self.seed, wanted)
             micro = order.rank_rows(batches[number], self.rank, self.world, self.accumulation)
-            yield [collate(self.store, rows, self.pad_id) for rows in micro]
+            yield [collate(self.store, rows, self.pad_id, (self.seed, epoch)) for rows in micro]
 
 
 class DataModule(lightning.LightningDataModule):

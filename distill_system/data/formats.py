@@ -1,4 +1,4 @@
-"""Reads csv, tsv, jsonl, parquet and text files into columns of texts, and says in words what is wrong with a file."""
+"""Reads csv, tsv, jsonl, parquet, CoNLL and text files into columns of texts or lists, and says in words what is wrong with a file."""
 
 import csv
 import io
@@ -8,9 +8,16 @@ from typing import Any
 
 from distill_system.errors import Problem, Refusal, nearest, refuse
 
-SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".conll": "conll",
+}
 
-Columns = dict[str, list[str | None]]  # None: the cell is empty
+Columns = dict[str, list[Any]]  # texts, and lists of texts where they are wanted; None: the cell is empty
 
 
 def file_problems(path: str | None, key: str) -> list[Problem]:
@@ -84,14 +91,24 @@ def read_objects(path: Path, key: str) -> list[dict[str, Any]]:
     return rows
 
 
-def read_columns(path: str, kind: str, wanted: dict[str, str], key: str) -> Columns:
+def as_cell(value: Any, with_lists: bool) -> str | list[str | None] | None:
+    """A cell as text, blank ones as None; a list as a list of texts where lists are wanted."""
+    if with_lists and isinstance(value, list | tuple):
+        return [as_text(item) for item in value]
+    return _blank(as_text(value))
+
+
+def read_columns(
+    path: str, kind: str, wanted: dict[str, str], key: str, lists: frozenset[str] = frozenset()
+) -> Columns:
     """The wanted columns of a table.
 
     Args:
         path: the file; exists.
-        kind: csv, tsv, jsonl, parquet, or auto: by the suffix.
+        kind: csv, tsv, jsonl, parquet, conll, or auto: by the suffix.
         wanted: column name by the setting that names it (`{"text_column": "review"}`).
         key: config key of the path; its siblings are the settings of `wanted`.
+        lists: settings whose cells may be lists (jsonl and parquet) or are (conll).
 
     Raises:
         Refusal: the file can't be read, has no rows, or lacks a column.
@@ -101,11 +118,13 @@ def read_columns(path: str, kind: str, wanted: dict[str, str], key: str) -> Colu
         if file.suffix.lower() not in SUFFIXES:
             raise refuse(
                 f"{parent}.format",
-                f"is auto, but {file.name!r} doesn't end in .csv, .tsv, .jsonl or .parquet; set {parent}.format",
+                f"is auto, but {file.name!r} doesn't end in .csv, .tsv, .jsonl, .parquet or .conll; set {parent}.format",
             )
         kind = SUFFIXES[file.suffix.lower()]
+    if kind == "conll":
+        return _read_conll(file, wanted, key)
     names, columns = {"jsonl": _read_jsonl, "parquet": _read_parquet}.get(kind, _read_csv)(
-        file, kind, set(wanted.values()), key
+        file, kind, set(wanted.values()), key, {wanted[setting] for setting in lists if setting in wanted}
     )
     missing = [
         Problem(f"{parent}.{setting}", f"is {name!r}, which is no column of {file.name}{nearest(name, names)}")
@@ -124,7 +143,7 @@ def read_columns(path: str, kind: str, wanted: dict[str, str], key: str) -> Colu
     return columns
 
 
-def _read_csv(file: Path, kind: str, wanted: set[str], key: str) -> tuple[list[str], Columns]:
+def _read_csv(file: Path, kind: str, wanted: set[str], key: str, lists: set[str]) -> tuple[list[str], Columns]:
     import pandas
 
     text = read_utf8(file, key)
@@ -153,14 +172,14 @@ def _read_csv(file: Path, kind: str, wanted: set[str], key: str) -> tuple[list[s
     return [str(name) for name in table.columns], columns
 
 
-def _read_jsonl(file: Path, kind: str, wanted: set[str], key: str) -> tuple[list[str], Columns]:
+def _read_jsonl(file: Path, kind: str, wanted: set[str], key: str, lists: set[str]) -> tuple[list[str], Columns]:
     rows = read_objects(file, key)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: [_blank(as_text(row.get(name))) for row in rows] for name in wanted & set(names)}
+    columns = {name: [as_cell(row.get(name), name in lists) for row in rows] for name in wanted & set(names)}
     return names or sorted(wanted), columns
 
 
-def _read_parquet(file: Path, kind: str, wanted: set[str], key: str) -> tuple[list[str], Columns]:
+def _read_parquet(file: Path, kind: str, wanted: set[str], key: str, lists: set[str]) -> tuple[list[str], Columns]:
     import pyarrow
     import pyarrow.parquet
 
@@ -171,7 +190,44 @@ def _read_parquet(file: Path, kind: str, wanted: set[str], key: str) -> tuple[li
         raise refuse(
             key, f"{file.name} is not a parquet file that can be read: {str(error).splitlines()[0]}"
         ) from error
-    return names, {name: [_blank(as_text(cell)) for cell in table[name].to_pylist()] for name in table.column_names}
+    return names, {
+        name: [as_cell(cell, name in lists) for cell in table[name].to_pylist()] for name in table.column_names
+    }
+
+
+def _read_conll(file: Path, wanted: dict[str, str], key: str) -> Columns:
+    """Sentences parted by blank lines, a word and its tag a line: the first and the last column; `-DOCSTART-` lines are skipped.
+
+    The columns have no names in the file: whatever `text_column` and `label_column` are, they are the words and the tags.
+    """
+    parent = key.rpartition(".")[0]
+    other = sorted(set(wanted) - {"text_column", "label_column"})
+    if other:
+        raise refuse(
+            f"{parent}.{other[0]}",
+            f"is {wanted[other[0]]!r}, but {file.name} is a CoNLL file, which has words and tags only",
+        )
+    words: list[list[str]] = [[]]
+    tags: list[list[str]] = [[]]
+    for number, line in enumerate(read_utf8(file, key).split("\n"), start=1):
+        cells = line.split()
+        if not cells or cells[0] == "-DOCSTART-":
+            if words[-1]:
+                words.append([])
+                tags.append([])
+            continue
+        if len(cells) < 2 and "label_column" in wanted:
+            raise refuse(key, f"line {number} of {file.name} is {line.strip()[:40]!r}, must be a word and its tag")
+        words[-1].append(cells[0])
+        tags[-1].append(cells[-1])
+    sentences = [i for i, sentence in enumerate(words) if sentence]
+    if not sentences:
+        raise refuse(key, f"is {str(file)!r}, which has no sentences")
+    columns: dict[str, list[Any]] = {
+        "text_column": [words[i] for i in sentences],
+        "label_column": [tags[i] for i in sentences],
+    }
+    return {name: columns[setting] for setting, name in wanted.items()}
 
 
 def _blank(text: str | None) -> str | None:

@@ -1,16 +1,17 @@
-"""Classification from a data set that the `datasets` library loads: a hub name, a folder of data files, or a folder from `save_to_disk`."""
+"""Labelled texts from a data set that the `datasets` library loads: a hub name, a folder of data files, or a folder from `save_to_disk`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from distill_system.data import base
+from distill_system.data import base, cells, labels
 from distill_system.data.base import Rows
-from distill_system.data.formats import as_text
+from distill_system.data.formats import as_cell
 from distill_system.errors import Problem, Refusal, nearest, refuse
 from distill_system.files import digest_file
-from distill_system.schema import Count, ProperFraction
+from distill_system.schema import Count, Fraction, ProperFraction
+from distill_system.settings import LabelNoise
 
 
 @dataclass
@@ -19,11 +20,14 @@ class Hub:
 
     Args:
         name: hub name such as `glue`, or a local folder.
+        task: what a label is: one name (classification), any number of names (multi_label), a number (regression), a tag a word (token_classification;
+            the text column holds lists of words then).
         config: which configuration of the data set, such as `sst2`.
         revision: commit or tag; null: the newest.
         text_column: column of the text.
         second_text_column: column of the second text of tasks on pairs.
-        label_column: column of the label, words, numbers or a ClassLabel.
+        label_column: column of the label, words, numbers, a ClassLabel, or lists of them.
+        label_separator: between the names of a multi-label cell that is a text.
         train_split: its name in the data set.
         validation_split: its name; null: cut from the training rows by the hash of their text.
         test_split: its name; null: cut from the training rows by the hash of their text.
@@ -32,16 +36,20 @@ class Hub:
         max_length: tokens of a row at most; longer ones are cut.
         limit: rows of a split at most; null: all.
         allow_unlabelled: whether there may be no label at all.
+        label_noise: share of the labelled training rows that get another label on purpose, or a group {rate, kind, seed}.
+        labelled: share of the labelled training rows that keep their label; the others learn from a teacher only.
+        without_classes: labels whose rows are left out of the training rows.
+        unlabelled: whether training rows without a label are kept for teachers to label, or dropped (a phase that learns from labels alone).
     """
 
-    task = "classification"
-
     name: str | None = None
+    task: Literal["classification", "multi_label", "regression", "token_classification"] = "classification"
     config: str | None = None
     revision: str | None = None
     text_column: str = "text"
     second_text_column: str | None = None
     label_column: str = "label"
+    label_separator: str = "|"
     train_split: str = "train"
     validation_split: str | None = None
     test_split: str | None = None
@@ -50,10 +58,15 @@ class Hub:
     max_length: Count = 128
     limit: Count | None = None
     allow_unlabelled: bool = False
+    label_noise: Fraction | LabelNoise = 0.0
+    labelled: Fraction = 1.0
+    without_classes: list[str] = field(default_factory=list)
+    unlabelled: Literal["keep", "drop"] = "keep"
 
     def problems(self, key: str = "data") -> list[Problem]:
         """A folder from `save_to_disk` is read and checked; of others only the settings are, since loading them may download or write."""
         problems = base.fraction_problems(key, self.validation_fraction, self.test_fraction)
+        problems += labels.problems_of(self, key)
         if self.name is None:
             problems.append(
                 Problem(f"{key}.name", f"is not set; add {key}.name=NAME, a data set of the hub or a local folder")
@@ -76,16 +89,18 @@ class Hub:
 
     def label_names(self) -> list[str]:
         """The names of the ClassLabel, else the labels of the training rows; loads (and maybe downloads) the data set."""
-        feature = self._loaded[self.train_split].features[self.label_column]
-        return (
-            list(feature.names) if hasattr(feature, "names") else base.label_order(self._splits["train"].labels or [])
-        )
+        if self.task == "regression":
+            return []
+        names = class_names(self._loaded[self.train_split].features[self.label_column])
+        return names if names is not None else base.label_order(self._splits["train"].labels or [])
 
     def read(self) -> dict[str, Rows]:
-        return {split: base.limit_rows(rows, self.limit) for split, rows in self._splits.items()}
+        splits = {split: base.limit_rows(rows, self.limit) for split, rows in self._splits.items()}
+        return labels.with_training_rows(splits, self)
 
     def fingerprint(self) -> dict:
         settings = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        settings["label_noise"] = labels.settings_of(self.label_noise)
         if self._folder is None:
             content = {split: rows._fingerprint for split, rows in self._loaded.items()}
         else:
@@ -215,21 +230,45 @@ class Hub:
                     for s, c in absent.items()
                 ]
             )
-        texts = {setting: [as_text(cell) for cell in data[column]] for setting, column in wanted.items()}
+        lists = {"token_classification": {"text_column", "label_column"}, "multi_label": {"label_column"}}.get(
+            self.task, ()
+        )
+        columns = {s: [as_cell(cell, s in lists) for cell in data[column]] for s, column in wanted.items()}
         for setting in ("text_column", "second_text_column"):
-            blank = [i for i, cell in enumerate(texts.get(setting, [])) if cell is None or not cell.strip()]
+            blank = [i for i, cell in enumerate(columns.get(setting, [])) if cell is None]
             if blank:
                 where = f"blank in {len(blank)} of {len(data)} rows of {name} (first: row {blank[0] + 1})"
                 raise refuse(f"{key}.{setting}", f"is {wanted[setting]!r}, which is {where}")
-        feature, labels = data.features[self.label_column], texts["label_column"]
-        if hasattr(feature, "names"):
-            labels = [None if cell in (None, "-1") else feature.names[int(cell)] for cell in labels]
-        else:
-            labels = [None if cell is None or not cell.strip() else cell.strip() for cell in labels]
-        pairs = list(map(str, texts["second_text_column"])) if "second_text_column" in texts else None
-        return Rows([f"{name}:{i}" for i in range(len(data))], list(map(str, texts["text_column"])), pairs, labels)
+        found, classes = columns["label_column"], class_names(data.features[self.label_column])
+        if classes is not None and self.task != "regression":
+            found = [named(cell, classes) for cell in found]
+        keys = {"key": f"{key}.label_column", "place": name}
+        known = cells.labels_from(found, self.task, separator=self.label_separator, **keys)
+        ids = [f"{name}:{i}" for i in range(len(data))]
+        if self.task == "token_classification":
+            keys = {"key": f"{key}.text_column", "label_key": f"{key}.label_column", "place": name}
+            words = cells.words_from(columns["text_column"], known, **keys)
+            return Rows(ids, [" ".join(row) for row in words], None, known, words=words)
+        pairs = list(map(str, columns["second_text_column"])) if "second_text_column" in columns else None
+        return Rows(ids, list(map(str, columns["text_column"])), pairs, known)
 
     def _check(self, splits: dict[str, Rows], key: str) -> list[Problem]:
         if "train" not in splits:
             return [Problem(f"{key}.train_split", f"is {self.train_split!r}, which has no rows")]
-        return base.label_problems(f"{key}.label_column", splits, self.allow_unlabelled)
+        problems = base.label_problems(f"{key}.label_column", splits, self.allow_unlabelled, self.task)
+        names = class_names(self._loaded[self.train_split].features[self.label_column])
+        names = names if names is not None else base.label_order(splits["train"].labels or [])
+        return problems or labels.problems_of(self, key, names)
+
+
+def class_names(feature: Any) -> list[str] | None:
+    """The names of a ClassLabel, or of a list of them; None where a column has no such type."""
+    inner = getattr(feature, "feature", feature)
+    return list(inner.names) if hasattr(inner, "names") else None
+
+
+def named(cell: Any, names: list[str]) -> Any:
+    """A class number, or a list of them, by name; -1 is how the hub writes an unknown label."""
+    if isinstance(cell, list):
+        return [named(item, names) for item in cell]
+    return None if cell in (None, "-1", "-100") else names[int(cell)]

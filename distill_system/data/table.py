@@ -1,15 +1,17 @@
-"""Classification from the user's own table: csv, tsv, jsonl or parquet, split by column, by file, or by fraction."""
+"""The user's own table, for any task on texts but language modelling: csv, tsv, jsonl, parquet or CoNLL, split by column, by file, or by fraction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from distill_system.data import base, formats
+from distill_system.data import base, cells, formats
+from distill_system.data import labels as label_settings
 from distill_system.data.base import Rows
 from distill_system.errors import Problem, Refusal
 from distill_system.files import digest_file
-from distill_system.schema import Count, ProperFraction
+from distill_system.schema import Count, Fraction, ProperFraction
+from distill_system.settings import LabelNoise
 
 SPLIT_WORDS = {
     "train": "train",
@@ -18,12 +20,13 @@ SPLIT_WORDS = {
     "valid": "validation",
     "val": "validation",
 }
+PATHS = ("path", "validation_path", "test_path", "transfer_path")
 SPLIT_WORDS |= {"dev": "validation", "test": "test", "testing": "test"}
 
 
 @dataclass
 class Table:
-    """Rows of a table with a text and a label each.
+    """Rows of a table with a text and a label each: a name, several names, a number, or a tag for each word.
 
     Split by fraction, a row's split is the hash of its id, or of its text where `id_column` is null: equal texts stay together, and a row stays
     where it is when others are added. A row without a label (an empty cell) can teach through a teacher only; it always goes to train, unless
@@ -33,35 +36,48 @@ class Table:
         path: the file; the training rows where other files are named for the other splits.
         text_column: column of the text.
         second_text_column: column of the second text of tasks on pairs.
-        label_column: column of the label, words or numbers; null with `allow_unlabelled`.
+        task: what a label is: one name (classification), any number of names (multi_label), a number (regression), a tag a word (token_classification;
+            the text is a list of words then).
+        label_column: column of the label, words or numbers; null with `allow_unlabelled`. An empty cell: unknown.
+        label_separator: between the names of a multi-label cell that is a text; a cell of nothing but the separator: no label holds.
         id_column: column that names a row (and decides its split); null: the row's number (and the hash of its text).
         format: of all files; auto: by their suffixes.
         validation_path: file of the validation rows; null: cut from `path`.
         test_path: file of the test rows; null: cut from `path`.
+        transfer_path: file of more training texts, whose labels nobody knows (a label column in it isn't read): teachers label them.
         split_column: column that says train, validation or test; null: split by fraction.
         validation_fraction: share of the rows of `path` for validation.
         test_fraction: share of the rows of `path` for the test.
         max_length: tokens of a row at most; longer ones are cut.
         limit: rows of a split at most; null: all.
         allow_unlabelled: whether there may be no label at all.
+        label_noise: share of the labelled training rows that get another label on purpose, or a group {rate, kind, seed}.
+        labelled: share of the labelled training rows that keep their label; the others learn from a teacher only.
+        without_classes: labels whose rows are left out of the training rows.
+        unlabelled: whether training rows without a label are kept for teachers to label, or dropped (a phase that learns from labels alone).
     """
 
-    task = "classification"
-
     path: str | None = None
+    task: Literal["classification", "multi_label", "regression", "token_classification"] = "classification"
     text_column: str = "text"
     second_text_column: str | None = None
     label_column: str | None = "label"
+    label_separator: str = "|"
     id_column: str | None = None
-    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "conll"] = "auto"
     validation_path: str | None = None
     test_path: str | None = None
+    transfer_path: str | None = None
     split_column: str | None = None
     validation_fraction: ProperFraction = 0.1
     test_fraction: ProperFraction = 0.1
     max_length: Count = 128
     limit: Count | None = None
     allow_unlabelled: bool = False
+    label_noise: Fraction | LabelNoise = 0.0
+    labelled: Fraction = 1.0
+    without_classes: list[str] = field(default_factory=list)
+    unlabelled: Literal["keep", "drop"] = "keep"
 
     def problems(self, key: str = "data") -> list[Problem]:
         problems = base.fraction_problems(key, self.validation_fraction, self.test_fraction)
@@ -75,7 +91,13 @@ class Table:
         if self.label_column is None and not self.allow_unlabelled:
             text = f"is null; name a column, or set {key}.allow_unlabelled=true if only teachers label the rows"
             problems.append(Problem(f"{key}.label_column", text))
-        for name in ("path", "validation_path", "test_path"):
+        if self.task == "token_classification" and self.second_text_column:
+            text = f"is {self.second_text_column!r}, but rows of token_classification have one list of words; drop it"
+            problems.append(Problem(f"{key}.second_text_column", text))
+        if not self.label_separator.strip():
+            problems.append(Problem(f"{key}.label_separator", "is blank, must be a sign such as | or ;"))
+        problems += label_settings.problems_of(self, key)
+        for name in PATHS:
             if name == "path" or getattr(self, name) is not None:
                 problems += formats.file_problems(getattr(self, name), f"{key}.{name}")
         if problems:
@@ -86,7 +108,10 @@ class Table:
             return refusal.problems
         if "train" not in splits:
             return [Problem(f"{key}.split_column", f"is {self.split_column!r}, whose cells name no row 'train'")]
-        problems = base.label_problems(f"{key}.label_column", splits, self.allow_unlabelled)
+        problems = base.label_problems(f"{key}.label_column", splits, self.allow_unlabelled, self.task)
+        if not problems:
+            names = base.label_order(splits["train"].labels or [])
+            problems = label_settings.problems_of(self, key, names)
         if "test" not in splits and self.test_fraction > 0 and not self.split_column:
             text = f"is {self.test_fraction}, which leaves no row for the test, since there are {len(splits['train'])} rows; name {key}.test_path"
             problems.append(Problem(f"{key}.test_fraction", text))
@@ -96,15 +121,13 @@ class Table:
         return base.label_order(self._splits["train"].labels or [])
 
     def read(self) -> dict[str, Rows]:
-        return {split: base.limit_rows(rows, self.limit) for split, rows in self._splits.items()}
+        splits = {split: base.limit_rows(rows, self.limit) for split, rows in self._splits.items()}
+        return label_settings.with_training_rows(splits, self)
 
     def fingerprint(self) -> dict:
-        paths = {name: getattr(self, name) for name in ("path", "validation_path", "test_path") if getattr(self, name)}
-        settings = {
-            k: v
-            for k, v in vars(self).items()
-            if k not in ("path", "validation_path", "test_path") and not k.startswith("_")
-        }
+        paths = {name: getattr(self, name) for name in PATHS if getattr(self, name)}
+        settings = {k: v for k, v in vars(self).items() if k not in PATHS and not k.startswith("_")}
+        settings["label_noise"] = label_settings.settings_of(self.label_noise)
         files = {name: [digest_file(Path(path).expanduser()), Path(path).suffix] for name, path in paths.items()}
         return {"source": type(self).__name__, "files": files} | settings
 
@@ -131,19 +154,25 @@ class Table:
         for split, path in others.items():
             if path is not None:
                 parts[split] = self._read_file(path, f"{key}.{split}_path", None)[0]
+        if self.transfer_path is not None and "train" in parts:
+            more = self._read_file(self.transfer_path, f"{key}.transfer_path", None, labelled=False)[0]
+            parts["train"] = base.joined(parts["train"], more)
         return parts
 
-    def _read_file(self, path: str, key: str, split_column: str | None) -> tuple[Rows, list[str] | None]:
-        settings = ("text_column", "second_text_column", "label_column", "id_column")
+    def _read_file(
+        self, path: str, key: str, split_column: str | None, labelled: bool = True
+    ) -> tuple[Rows, list[str] | None]:
+        settings = ("text_column", "second_text_column", "id_column") + (("label_column",) if labelled else ())
         wanted = {name: getattr(self, name) for name in settings if getattr(self, name) is not None}
         wanted |= {"split_column": split_column} if split_column else {}
-        columns = formats.read_columns(path, self.format, wanted, key)
-        count, parent = len(columns[self.text_column]), key.rpartition(".")[0]
+        lists = {"token_classification": {"text_column", "label_column"}, "multi_label": {"label_column"}}
+        columns = formats.read_columns(path, self.format, wanted, key, frozenset(lists.get(self.task, ())))
+        count, parent, place = len(columns[self.text_column]), key.rpartition(".")[0], Path(path).name
         problems = []
         for setting in ("text_column", "second_text_column", "id_column", "split_column"):
             empty = [i for i, cell in enumerate(columns[wanted[setting]]) if cell is None] if setting in wanted else []
             if empty:
-                text = f"is {wanted[setting]!r}, which is blank in {len(empty)} of {count} rows of {Path(path).name} (first: row {empty[0] + 1})"
+                text = f"is {wanted[setting]!r}, which is blank in {len(empty)} of {count} rows of {place} (first: row {empty[0] + 1})"
                 problems.append(Problem(f"{parent}.{setting}", text))
         splits = None
         if split_column and not problems:
@@ -161,10 +190,20 @@ class Table:
             if self.id_column is None
             else list(map(str, columns[self.id_column]))
         )
+        return self._rows(ids, columns, wanted, parent, place), splits
+
+    def _rows(
+        self, ids: list[str], columns: dict[str, list[Any]], wanted: dict[str, str], key: str, place: str
+    ) -> Rows:
+        """Columns as rows of the task; rows of a file without a label column have no labels."""
+        labels: list[Any] = [None] * len(ids)
+        label_key, text_key = f"{key}.label_column", f"{key}.text_column"
+        if "label_column" in wanted:
+            options = {"separator": self.label_separator, "key": label_key, "place": place}
+            labels = cells.labels_from(columns[wanted["label_column"]], self.task, **options)
+        texts = columns[self.text_column]
+        if self.task == "token_classification":
+            words = cells.words_from(texts, labels, key=text_key, label_key=label_key, place=place)
+            return Rows(ids, [" ".join(row) for row in words], None, labels, words=words)
         pairs = None if self.second_text_column is None else list(map(str, columns[self.second_text_column]))
-        labels: list[str | None] = (
-            [None] * count
-            if self.label_column is None
-            else [cell and cell.strip() for cell in columns[self.label_column]]
-        )
-        return Rows(ids, list(map(str, columns[self.text_column])), pairs, labels), splits
+        return Rows(ids, list(map(str, texts)), pairs, labels)

@@ -4,6 +4,8 @@
 
 Row i of a split is `tokens[offsets[i]:offsets[i + 1]]`. Language modelling: the documents of a split, each ended by the end-of-sequence token,
 are laid end to end and cut into blocks of `block_size` tokens; the last block may be shorter.
+
+Shapes: N rows, C labels.
 """
 
 import json
@@ -14,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from distill_system.data.base import Rows, Source, count_duplicates, limit_rows
+from distill_system.data.labels import sentences
+from distill_system.data.samples import IGNORE, samples
 from distill_system.errors import refuse
 from distill_system.files import digest_value, folder_atomic, read_json, write_json
 from distill_system.packages import cache_folder, locked, remove_unfinished
 
-FORMAT = 1  # raise it when the same input would give other arrays
-IGNORE = -100  # signals.IGNORE, which would import torch
-CHUNK = 1000  # rows that a tokenizer gets at once
+FORMAT = 2  # raise it when the same input would give other arrays
 PIECE = 100_000  # characters of a document that a tokenizer gets at once
 
 
@@ -31,7 +33,8 @@ class TokenStore:
         tokens: int32, all rows one after another.
         offsets: int64 [N + 1].
         lengths: int64 [N], tokens of each row.
-        labels: int64 [N], -100 where unknown (and in language modelling).
+        labels: int64 [N], -100 where unknown (and in language modelling); multi-label and regression: float32 [N, C], NaN where unknown; token
+            classification: int64, like `tokens`, -100 on special tokens and on the second and later pieces of a word.
         num_bytes: int64 [N], UTF-8 bytes of the text that a block's predicted tokens (all but the first) stand for; 0 in classification.
         type_ids: int8, like `tokens`, where rows have two texts; else None.
     """
@@ -54,8 +57,16 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """Rows [N] of which something is known."""
+        if self.labels.dtype.kind == "f":
+            return ~np.isnan(self.labels).all(axis=1)
+        known = self.labels != IGNORE
+        return np.logical_or.reduceat(known, self.offsets[:-1]) if self.task == "token_classification" else known
+
     def row(self, i: int) -> dict[str, Any]:
-        """`id`, `text` and, where there is a second text, `pair` of row `i`."""
+        """`id`, `text` and, where there is one, the second text (`pair`), and the label before noise (`true_label`) of row `i`."""
         with open(self.folder / "rows.jsonl", "rb") as file:
             file.seek(int(self._row_offsets[i]))
             return json.loads(file.readline())
@@ -76,10 +87,11 @@ class Stores(dict[str, TokenStore]):
     """The stores of a data set by split; a split without rows is absent.
 
     Attributes:
-        task: "classification" or "causal_lm".
+        task: of the source.
         label_names: labels in the order of their numbers.
         digest: of content, settings and tokenizer.
-        summary: {"rows", "tokens", "bytes", "duplicates", "shortened": {split: count}, "warnings": [sentences]}.
+        summary: {"rows", "labelled", "noisy", "tokens", "bytes", "duplicates", "shortened": {split: count}, "warnings": [sentences]}; `noisy` counts
+            labels that were changed on purpose.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,7 +104,7 @@ class Stores(dict[str, TokenStore]):
 
 
 def tokenise(source: Source, tokenizer: Any, cache_dir: Path | None = None) -> Stores:
-    """Tokenised splits of `source`, from the cache where it has them. Safe to call from several processes at once.
+    """Tokenised splits of `source`, from the cache where it has them; pictures as pixels. Safe to call from several processes at once.
 
     Args:
         source: what to read, see `data.base.Source`.
@@ -102,6 +114,10 @@ def tokenise(source: Source, tokenizer: Any, cache_dir: Path | None = None) -> S
     Raises:
         Refusal: the source can't be read, or there is nothing to train on.
     """
+    if getattr(source, "inputs", "texts") == "images":
+        from distill_system.data.pixels import pixelise
+
+        return pixelise(source, cache_dir)  # type: ignore[arg-type]
     folder = Path(cache_dir) if cache_dir is not None else cache_folder() / "tokens"
     limits = {name: getattr(source, name) for name in ("max_length", "block_size") if hasattr(source, name)}
     what = {"format": FORMAT, "task": source.task, "source": source.fingerprint(), "limits": limits}
@@ -131,10 +147,11 @@ def tokenizer_fingerprint(tokenizer: Any) -> dict[str, Any]:
 
 def _write(source: Source, tokenizer: Any, target: Path) -> None:
     splits = source.read()
-    if "train" not in splits:
+    if not len(splits.get("train", ())):
         raise refuse("data", "has no rows to train on")
-    names = source.label_names() if source.task == "classification" else []
-    summary: dict[str, Any] = {"rows": {}, "tokens": {}, "bytes": {}, "duplicates": {}, "shortened": {}, "warnings": []}
+    names = source.label_names() if source.task != "causal_lm" else []
+    counted = ("rows", "labelled", "noisy", "tokens", "bytes", "duplicates", "shortened")
+    summary: dict[str, Any] = {name: {} for name in counted} | {"warnings": []}
     with folder_atomic(target) as folder:
         for split, rows in splits.items():
             if source.task == "causal_lm":
@@ -142,7 +159,8 @@ def _write(source: Source, tokenizer: Any, target: Path) -> None:
                     rows, tokenizer, _bound(source, "block_size"), split, getattr(source, "limit", None)
                 )
             else:
-                arrays, lines, shortened = _samples(rows, tokenizer, _bound(source, "max_length"), names)
+                arrays, found, shortened = samples(rows, tokenizer, _bound(source, "max_length"), names, source.task)
+                lines = [_line(**row) for row in found]
             if not lines:
                 continue
             (folder / split).mkdir()
@@ -152,8 +170,13 @@ def _write(source: Source, tokenizer: Any, target: Path) -> None:
             (folder / split / "rows.jsonl").write_bytes(b"".join(lines))
             duplicates = count_duplicates(splits["train"], rows) if split != "train" else 0
             figures = {"rows": len(lines), "tokens": len(arrays["tokens"]), "bytes": int(arrays["num_bytes"].sum())}
-            for name, value in (figures | {"duplicates": duplicates, "shortened": shortened}).items():
+            figures |= {"duplicates": duplicates, "shortened": shortened}
+            figures["labelled"] = sum(label is not None for label in rows.labels or [])
+            figures["noisy"] = sum(label is not None for label in rows.true_labels or [])
+            for name, value in figures.items():
                 summary[name][split] = value
+            if split == "train":
+                summary["warnings"] += sentences(rows)
             summary["warnings"] += _warnings(split, len(rows), duplicates, shortened, getattr(source, "max_length", 0))
         if "train" not in summary["rows"]:
             raise refuse("data", "is too short: the training text gives no block of two tokens")
@@ -173,50 +196,8 @@ def _warnings(split: str, rows: int, duplicates: int, shortened: int, max_length
         yield f"{shortened} of {rows} {split} rows are longer than data.max_length={max_length} tokens and were cut"
 
 
-def _line(**row: str) -> bytes:
+def _line(**row: Any) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-def _samples(
-    rows: Rows, tokenizer: Any, max_length: int, names: list[str]
-) -> tuple[dict[str, np.ndarray], list[bytes], int]:
-    """Each row with the model's special tokens, cut at `max_length`."""
-    with_types = rows.pairs is not None and "token_type_ids" in tokenizer.model_input_names
-    tokens, types, shortened = [], [], 0
-    spare = next(
-        (i for i in (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None), 0
-    )
-    for start in range(0, len(rows), CHUNK):
-        part = slice(start, start + CHUNK)
-        pairs = rows.pairs[part] if rows.pairs is not None else None
-        options = {
-            "truncation": True,
-            "max_length": max_length,
-            "return_attention_mask": False,
-            "return_token_type_ids": with_types,
-        }
-        encoded = tokenizer(rows.texts[part], pairs, **options)
-        tokens += [ids or [spare] for ids in encoded["input_ids"]]  # a text of nothing but ignored characters
-        types += [t or [0] for t in encoded["token_type_ids"]] if with_types else []
-        shortened += sum(bool(encoding.overflowing) for encoding in encoded.encodings or [])
-    number = {name: i for i, name in enumerate(names)}
-    labels = [IGNORE if label is None else number[label] for label in rows.labels or [None] * len(rows)]
-    arrays = {
-        "tokens": np.fromiter((i for ids in tokens for i in ids), dtype=np.int32),
-        "offsets": np.cumsum([0] + [len(ids) for ids in tokens], dtype=np.int64),
-        "labels": np.array(labels, dtype=np.int64),
-        "num_bytes": np.zeros(len(rows), dtype=np.int64),
-    }
-    if with_types:
-        arrays["type_ids"] = np.fromiter((i for ids in types for i in ids), dtype=np.int8)
-    if rows.pairs is None:
-        lines = [_line(id=id_, text=text) for id_, text in zip(rows.ids, rows.texts, strict=True)]
-    else:
-        lines = [
-            _line(id=id_, text=text, pair=pair)
-            for id_, text, pair in zip(rows.ids, rows.texts, rows.pairs, strict=True)
-        ]
-    return arrays, lines, shortened
 
 
 def _blocks(

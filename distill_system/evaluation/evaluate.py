@@ -14,27 +14,21 @@ from torch import Tensor, nn
 
 from distill_system.data.base import Source
 from distill_system.data.collate import Batch, collate
+from distill_system.data.pixels import PixelStore
 from distill_system.data.tokens import TokenStore, tokenise
 from distill_system.errors import Problem, Refusal, refuse
+from distill_system.evaluation.describe import answers, figures_of, truths
 from distill_system.evaluation.latency import measure
 from distill_system.evaluation.load import load_model
-from distill_system.evaluation.metrics import (
-    agreement,
-    calibration,
-    chance,
-    classification_metrics,
-    confusion,
-    language_metrics,
-)
 from distill_system.evaluation.predict import Predictions, predict
+from distill_system.evaluation.readers import reader_for, saved_reader
 from distill_system.evaluation.size import size
+from distill_system.evaluation.thumbnails import add_pictures
 from distill_system.models.alignment import align_labels, check_tokenizers, cut_vocabulary
-from distill_system.models.tokenizers import load_tokenizer
 from distill_system.models.weights import max_positions
 from distill_system.training.objective import logits_of
 
 ROWS = 2000  # of predictions.json
-LARGEST_CONFUSION = 60  # classes; a larger matrix is neither read nor worth its bytes
 
 
 def phase_evaluation(
@@ -44,76 +38,33 @@ def phase_evaluation(
     label_names: Sequence[str] = (),
     num_bytes_N: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """What predictions say, in the shape of evaluation.json: task, split, metrics, teacher, teachers, and calibration and confusion of a classifier.
+    """What predictions say, in the shape of evaluation.json: task, split, metrics, teacher, teachers, and what else a task has (calibration, confusion).
 
     A figure that isn't finite becomes None, which JSON can hold.
 
     Args:
         predictions: of one split.
         split: its name.
-        label_names: in the order of the classes; classification only.
+        label_names: in the order of the classes; none in regression and language modelling.
         num_bytes_N: UTF-8 bytes that each sample's predicted tokens stand for (`TokenStore.num_bytes`); language modelling only.
     """
-    describe = _describe_classes if predictions.task == "classification" else _describe_language
-    figures = describe(predictions, label_names, num_bytes_N)
+    figures = figures_of(predictions, label_names, num_bytes_N)
     return finite({"task": predictions.task, "split": split} | figures)
-
-
-def _describe_classes(predictions: Predictions, label_names: Sequence[str], _: Any) -> dict[str, Any]:
-    logits_NC, labels_N = predictions.logits_NC, predictions.labels_N
-    assert logits_NC is not None
-    assert labels_N is not None
-    assert len(label_names) == predictions.classes, (label_names, predictions.classes)
-    majority = chance(labels_N)
-    figures: dict[str, Any] = {"metrics": classification_metrics(logits_NC, labels_N), "teacher": {}, "teachers": {}}
-    for name, teacher_NC in predictions.teacher_logits.items():
-        figures["teacher"][name] = agreement(logits_NC, teacher_NC)
-        figures["teachers"][name] = classification_metrics(teacher_NC, labels_N) | {"chance": majority}
-    figures["calibration"] = calibration(logits_NC, labels_N)
-    if len(label_names) <= LARGEST_CONFUSION:
-        figures["confusion"] = confusion(logits_NC, labels_N, label_names)
-    return figures
-
-
-def _describe_language(predictions: Predictions, _: Any, num_bytes_N: np.ndarray | None) -> dict[str, Any]:
-    tokens = int(predictions.sums["tokens"])
-    num_bytes = None if num_bytes_N is None else int(num_bytes_N[predictions.index_N.numpy()].sum())
-    metrics = language_metrics(predictions.sums["nll"], tokens, num_bytes)
-    figures: dict[str, Any] = {"metrics": metrics, "teacher": {}, "teachers": {}}
-    for name, sums in predictions.teacher_sums.items():
-        figures["teacher"][name] = {key: sums[key] / tokens for key in ("agreement", "kl")} if tokens else {}
-        # Chance is the perplexity of a guess that holds all words for equally likely.
-        own = language_metrics(sums["nll"], tokens, num_bytes)
-        figures["teachers"][name] = own | {"chance": float(predictions.classes)}
-    return figures
 
 
 def prediction_rows(
     predictions: Predictions, store: TokenStore, label_names: Sequence[str], limit: int = ROWS
 ) -> dict[str, Any]:
-    """What predictions.json holds: single rows of a classifier, evenly spread over the split where it has more than `limit`; the first teacher's beside."""
-    assert predictions.logits_NC is not None
-    assert predictions.labels_N is not None
-    teacher_NC = next(iter(predictions.teacher_logits.values()), None)
+    """What predictions.json holds: single rows, evenly spread over the split where it has more than `limit`; the first teacher's answers beside."""
+    teacher = next(iter(predictions.teacher_logits.values()), None)
     total = len(predictions.index_N)
-    chosen = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(int)) if total else []
-
-    def answers(logits_NC: Tensor | None) -> list[tuple[str | None, float | None]]:
-        if logits_NC is None:
-            return [(None, None)] * len(chosen)
-        confidence, best = logits_NC[chosen].double().softmax(dim=-1).max(dim=-1)
-        return [(label_names[k], c) for k, c in zip(best.tolist(), confidence.tolist(), strict=True)]
-
+    chosen = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(int)) if total else np.zeros(0, int)
+    mine, theirs = (answers(predictions, part, chosen, store, label_names) for part in (predictions.logits_NC, teacher))
+    true = truths(predictions, chosen, store, label_names)
     rows = []
-    for i, (guess, sure), (teacher_guess, teacher_sure) in zip(
-        chosen, answers(predictions.logits_NC), answers(teacher_NC), strict=True
-    ):
-        sample, label = int(predictions.index_N[i]), int(predictions.labels_N[i])
-        row: dict[str, Any] = {
-            "id": store.row(sample)["id"],
-            "text": store.text(sample),
-            "label": label_names[label] if label >= 0 else None,
-        }
+    for i, label, (guess, sure), (teacher_guess, teacher_sure) in zip(chosen, true, mine, theirs, strict=True):
+        sample = int(predictions.index_N[i])
+        row: dict[str, Any] = {"id": store.row(sample)["id"], "text": store.text(sample), "label": label}
         row |= {
             "prediction": guess,
             "confidence": sure,
@@ -121,7 +72,8 @@ def prediction_rows(
             "teacher_confidence": teacher_sure,
         }
         rows.append(row)
-    return finite({"labels": list(label_names), "rows": rows})
+    add_pictures(rows, [int(predictions.index_N[i]) for i in chosen], store)
+    return finite({"task": predictions.task, "labels": list(label_names), "rows": rows})
 
 
 def finite(value: Any) -> Any:
@@ -160,8 +112,9 @@ def evaluate_folder(
     if problems := source.problems():
         raise Refusal(problems)
     model = load_model(path, source.task, "path")
-    tokenizer = load_tokenizer(path, "path", local_only=True)
+    tokenizer, notes = reader_for(source, saved_reader(path, "path"), model.config, "path")
     student_order, warnings = _label_order(model, source, "path")
+    warnings += notes
     align: Callable[[Tensor], Tensor] = _identity
     guide: nn.Module | None = None
     if teacher is not None:
@@ -180,17 +133,16 @@ def evaluate_folder(
         if limit is None
         else np.unique(np.linspace(0, len(store) - 1, min(limit, len(store))).astype(int))
     )
+    pad_id = getattr(tokenizer, "pad_token_id", None)
     model.to(device)
-    measured = measure(
-        path, source.task, next(_batches(store, indices[:256], 256, tokenizer.pad_token_id)), device=device
-    )
+    measured = measure(path, source.task, next(_batches(store, indices[:256], 256, pad_id)), device=device)
     teachers = {}
     if guide is not None:
         guide.to(device)
         teachers["teacher"] = lambda batch: align(logits_of(guide, batch, source.task))
     predictions = predict(
         lambda batch: student_order(logits_of(model, batch, source.task)),
-        _batches(store, indices, batch_size, tokenizer.pad_token_id),
+        _batches(store, indices, batch_size, pad_id),
         source.task,
         device,
         teachers,
@@ -205,7 +157,7 @@ def _identity(logits: Tensor) -> Tensor:
     return logits
 
 
-def _batches(store: TokenStore, indices: np.ndarray, batch_size: int, pad_id: int) -> Iterator[Batch]:
+def _batches(store: TokenStore, indices: np.ndarray, batch_size: int, pad_id: int | None) -> Iterator[Batch]:
     """Rows of like length together, the longest first: little padding, and what doesn't fit in memory fails at once."""
     order = indices[np.argsort(-store.lengths[indices], kind="stable")]
     for start in range(0, len(order), batch_size):
@@ -214,7 +166,11 @@ def _batches(store: TokenStore, indices: np.ndarray, batch_size: int, pad_id: in
 
 def _label_order(model: nn.Module, source: Source, key: str) -> tuple[Callable[[Tensor], Tensor], list[str]]:
     """What brings the model's classes into the data's order."""
-    if source.task != "classification":
+    if source.task == "causal_lm":
+        return _identity, []
+    if source.task == "regression":
+        if len(model.config.id2label) != 1:
+            raise refuse(key, f"has {len(model.config.id2label)} outputs, must have 1: the data's labels are numbers")
         return _identity, []
     alignment = align_labels(model.config.id2label, source.label_names(), key)
     if alignment.problems:
@@ -227,10 +183,11 @@ def _teacher_alignment(
     teacher: nn.Module, folder: Path | str, student: nn.Module, tokenizer: Any, source: Source
 ) -> tuple[Callable[[Tensor], Tensor], list[str]]:
     """The teacher reads the student's tokens: their tokenizers must be equal on the range both know."""
-    other = load_tokenizer(folder, "teacher", local_only=True)
+    other = saved_reader(folder, "teacher")
+    reader_for(source, other, teacher.config, "teacher")
     if problems := check_tokenizers(other, tokenizer, "teacher"):
         raise Refusal(problems)
-    if source.task == "classification":
+    if source.task != "causal_lm":
         return _label_order(teacher, source, "teacher")
     width = student.get_output_embeddings().weight.shape[0]
     shared = min(len(other), len(tokenizer), width)
@@ -239,11 +196,13 @@ def _teacher_alignment(
 
 def _fits(model: nn.Module, store: TokenStore, key: str) -> list[Problem]:
     """Whether the model has a position for every token of the longest row, and an embedding for every token."""
+    if isinstance(store, PixelStore):
+        return []  # told by the config already, see `reader_for`
     problems = []
     positions = max_positions(model.config.get_text_config().to_dict())
     longest, largest = int(store.lengths.max()), int(store.tokens.max())
     if positions and longest > positions:
-        setting = "data.max_length" if store.task == "classification" else "data.block_size"
+        setting = "data.block_size" if store.task == "causal_lm" else "data.max_length"
         text = f"has room for {positions} tokens, the longest row has {longest}; set {setting}={positions}"
         problems.append(Problem(key, text))
     words = model.get_input_embeddings().weight.shape[0]

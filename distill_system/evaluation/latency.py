@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distill_system.evaluation.load import load_model
 from distill_system.evaluation.predict import evaluation_mode
-from distill_system.training.objective import model_inputs
+from distill_system.training.emit import model_inputs
 
 Batch = Mapping[str, Tensor]
 WARM_UP_SHARE = 0.2  # of the time a measurement may take
@@ -28,7 +28,7 @@ def latency(model: nn.Module, batch: Batch, *, repeats: int = 50, budget_s: floa
 
     Args:
         model: on the device to be measured, whole (not sharded).
-        batch: `input_ids` and what else the model takes; moved to the model's device before the clock starts.
+        batch: what the model takes (`input_ids` or `pixel_values`, ...); moved to the model's device before the clock starts.
         repeats: timed forwards at most.
         budget_s: seconds in all, unless one forward alone takes longer.
 
@@ -59,14 +59,20 @@ def latency(model: nn.Module, batch: Batch, *, repeats: int = 50, budget_s: floa
     return {
         "p50_ms": median,
         "p95_ms": milliseconds[min(len(milliseconds) - 1, int(0.95 * len(milliseconds)))],
-        "samples_per_s": 1000 * len(batch["input_ids"]) / median,
+        "samples_per_s": 1000 * len(next(iter(inputs.values()))) / median,
         "repeats": len(milliseconds),
         "threads": torch.get_num_threads(),
     }
 
 
 def rows_of(batch: Batch, count: int) -> dict[str, Tensor]:
-    """`count` rows, repeated where the batch has fewer, without columns that are padding in all of them; for one row, one of median length."""
+    """`count` rows, repeated where the batch has fewer, without columns that are padding in all of them; for one row, one of median length.
+
+    Of pictures just that many.
+    """
+    if "pixel_values" in batch:
+        pictures = batch["pixel_values"]
+        return {"pixel_values": pictures[torch.arange(count) % len(pictures)]}
     lengths = batch["attention_mask"].sum(dim=1)
     order = lengths.argsort(stable=True)
     chosen = order[len(order) // 2].view(1) if count == 1 else torch.arange(count) % len(order)

@@ -7,10 +7,17 @@ import torch
 from torch import nn
 
 from distill_system.errors import refuse
-from distill_system.models.common import quiet
+from distill_system.models.common import PROBLEM_TYPES, auto_class, quiet
 from distill_system.models.tokenizers import first_sentence
+from distill_system.models.weights import read_config
 
-HEADS = {"classification": "a classification head", "causal_lm": "a language model's head"}
+HEADS = {
+    "classification": "a classification head",
+    "multi_label": "a classification head",
+    "regression": "a regression head",
+    "token_classification": "a head for the tags of words",
+    "causal_lm": "a language model's head",
+}
 
 
 def load_model(folder: Path | str, task: str, key: str = "path") -> nn.Module:
@@ -20,8 +27,6 @@ def load_model(folder: Path | str, task: str, key: str = "path") -> nn.Module:
         Refusal: it isn't a folder with a model, its files are damaged, or it was saved without the head that `task` needs, which
             `from_pretrained` would quietly fill with random numbers.
     """
-    import transformers
-
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         inside = folder / "model" / "config.json"
@@ -36,10 +41,6 @@ def load_model(folder: Path | str, task: str, key: str = "path") -> nn.Module:
             if folder.is_dir()
             else f"is '{folder}', which is not a folder",
         )
-    auto = {
-        "classification": transformers.AutoModelForSequenceClassification,
-        "causal_lm": transformers.AutoModelForCausalLM,
-    }[task]
     options: dict[str, Any] = {
         "local_files_only": True,
         "use_safetensors": True,
@@ -48,7 +49,9 @@ def load_model(folder: Path | str, task: str, key: str = "path") -> nn.Module:
     }
     try:
         with quiet():  # its report of missing weights is said below, in one sentence
-            model, info = auto.from_pretrained(str(folder), output_loading_info=True, **options)
+            model, info = auto_class(task, read_config(folder)).from_pretrained(
+                str(folder), output_loading_info=True, **options
+            )
     except Exception as error:  # transformers raises whatever the file's parser raises
         raise refuse(key, f"is '{folder}', which can't be loaded for {task} ({first_sentence(error)})") from error
     missing = sorted(info["missing_keys"])
@@ -57,4 +60,7 @@ def load_model(folder: Path | str, task: str, key: str = "path") -> nn.Module:
             key,
             f"is '{folder}', which has no weights for {missing[0]}: it was saved without {HEADS[task]} that data of task {task} needs",
         )
+    kind = getattr(model.config, "problem_type", None)
+    if task != "causal_lm" and kind not in (None, PROBLEM_TYPES.get(task)):
+        raise refuse(key, f"is '{folder}', a model for {kind}, which data of task {task} can't measure")
     return model.eval()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distill_system.files import TEMPORARY, sync_folder, write_json
-from distill_system.models.weights import SAFETENSORS, SAFETENSORS_INDEX
+from distill_system.models.weights import SAFETENSORS, SAFETENSORS_INDEX, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +61,7 @@ def write_model(
         folder: of the artifact.
         tensors: (name, tensor), each name once; tied tensors once (see `named_tensors`).
         config: of transformers; `architectures` should name the model's class.
-        tokenizer: of transformers, or None.
+        tokenizer: of transformers, or an image processor, or None.
         max_shard_bytes: a shard is closed before it would grow beyond this (a single larger tensor makes a shard of its own).
         generation_config: of a language model, or None.
 
@@ -168,14 +168,12 @@ def load(folder: Path, task: str) -> "PreTrainedModel":
     Raises:
         RuntimeError: a weight of the model isn't in the folder, or has another shape.
     """
-    import transformers
+    from distill_system.models.common import auto_class, quiet
 
-    from distill_system.artifacts import AUTO_CLASSES
-    from distill_system.models.common import quiet
-
-    cls = getattr(transformers, AUTO_CLASSES[task])
     with quiet():
-        model, report = cls.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
+        model, report = auto_class(task, read_config(folder)).from_pretrained(
+            str(folder), local_files_only=True, output_loading_info=True
+        )
     for fault in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if report[fault]:
             raise RuntimeError(
@@ -196,12 +194,12 @@ def verify(
 
     Args:
         folder: of the artifact.
-        task: `classification` or `causal_lm`.
+        task: of the data.
         batch: inputs on the CPU; keys that the model doesn't take (labels, valid, index) are left out.
         expected_logits: [B, C] or [B, T, C] ([B, T-1, C] where the last position, of which nothing speaks, was left out); of padded positions only the
             real ones are compared.
         tolerance: largest absolute difference, relative to the largest logit where that is above 1.
-        tokenizer: the one that was written; None: not compared.
+        tokenizer: the one that was written, or the image processor; None: not compared.
 
     Returns:
         The largest absolute difference.
@@ -210,7 +208,8 @@ def verify(
         RuntimeError: the outputs or the tokenizers differ, or a weight is missing.
     """
     model = load(folder, task)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+    names = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+    inputs = {name: batch[name] for name in names if name in batch}
     with torch.inference_mode():
         logits = model(**inputs).logits.float()
     expected = expected_logits.detach().cpu().float()
@@ -221,7 +220,7 @@ def verify(
             f"{folder} gives logits of shape {list(logits.shape)} after reloading, expected {list(expected.shape)}"
         )
     difference = (logits - expected).abs()
-    if task == "causal_lm" and "attention_mask" in inputs:
+    if logits.dim() == 3 and "attention_mask" in inputs:
         difference = difference[inputs["attention_mask"][:, : expected.shape[1]].bool()]
     largest = float(difference.max()) if difference.numel() else 0.0
     if not largest <= tolerance * max(1.0, float(expected.abs().max())):  # also true for nan
@@ -234,6 +233,9 @@ def verify(
 
 
 def _verify_tokenizer(folder: Path, tokenizer: Any) -> None:
+    if not hasattr(tokenizer, "get_vocab"):
+        _verify_processor(folder, tokenizer)
+        return
     from transformers import AutoTokenizer
 
     reloaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -242,3 +244,13 @@ def _verify_tokenizer(folder: Path, tokenizer: Any) -> None:
         raise RuntimeError(
             f"{folder} does not give the tokenizer back after reloading ({kinds}): the same text is split in another way"
         )
+
+
+def _verify_processor(folder: Path, processor: Any) -> None:
+    """By their settings: where torchvision is installed, other code than the data's own would resize a probe."""
+    from distill_system.models.images import differences, load_processor
+
+    reloaded = load_processor(folder, "model", local_only=True)
+    clauses = ["it isn't there"] if reloaded is None else differences(reloaded.to_dict(), processor.to_dict())
+    if clauses:
+        raise RuntimeError(f"{folder} does not give the image processor back after reloading: {'; '.join(clauses)}")

@@ -54,7 +54,10 @@ def find_anatomy(model: nn.Module) -> Anatomy:
 
 
 def _find_layers(model: nn.Module) -> tuple[str, int]:
-    expected = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    config = getattr(model, "config", None)
+    expected = getattr(config, "num_hidden_layers", None)
+    if hasattr(config, "depths"):
+        raise UnknownAnatomy("has stages of different widths and no single layers to choose from")
     lists = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 0
     }

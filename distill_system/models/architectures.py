@@ -17,8 +17,12 @@ from distill_system.schema import check
 
 TASK_MAPPINGS = {
     "classification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "multi_label": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "regression": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "token_classification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
     "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
 }
+IMAGE_MAPPING = "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"  # of classification too, where the data is pictures
 SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -27,6 +31,10 @@ SIZES = (
     "intermediate_size",
     "hidden_dim",
     "vocab_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "embedding_size",
 )
 DERIVED = (
     "architectures",
@@ -74,13 +82,22 @@ def config_classes() -> dict[str, str]:
     return _pairs("auto_mappings.py", "CONFIG_MAPPING_NAMES") or _pairs("configuration_auto.py", "CONFIG_MAPPING_NAMES")
 
 
+def known_for(mapping: str) -> dict[str, Any]:
+    """Architectures that have a model in one of transformers' mappings; empty where its source can't be read."""
+    return _pairs("modeling_auto.py", mapping)
+
+
 def architecture_problem(architecture: str, task: str) -> str | None:
     """Why `architecture` can't be used for `task`, as a clause; None if it can, or if it can't be told from the source."""
     known = config_classes()
     if known and architecture not in known:
         return f"is {architecture!r}, which transformers doesn't know{nearest(architecture, known) if len(known) < 30 else _close(architecture, known)}"
-    capable = _pairs("modeling_auto.py", TASK_MAPPINGS[task])
-    if capable and architecture not in capable:
+    capable = known_for(TASK_MAPPINGS[task])
+    if (
+        capable
+        and architecture not in capable
+        and not (task == "classification" and architecture in known_for(IMAGE_MAPPING))
+    ):
         common = [name for name in ("bert", "roberta", "distilbert", "gpt2", "llama") if name in capable]
         return f"is {architecture!r}, which has no model for {task} in transformers ({', '.join(common)} and others have one)"
     return None

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     Built = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 log = logging.getLogger("distill_system.models")
+PROBLEM_TYPES = {  # how transformers calls them in config.json
+    "classification": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
 DROPOUT = re.compile(r"dropout|pdrop$")
 RANDOM_DEPTH = ("layerdrop", "drop_path_rate", "encoder_layerdrop", "decoder_layerdrop")
 
@@ -53,19 +58,24 @@ class Recipe(Protocol):
 
 
 def resolve_labels(task: str, label_names: Sequence[str] | None, num_labels: int | None) -> list[str] | None:
-    """The labels by name (LABEL_0, ... where only their number is known); None in language modelling, and where none are asked for."""
-    if task != "classification" or not (label_names or num_labels):
+    """The labels by name (LABEL_0, ... where only their number is known); None in language modelling, and where none are asked for.
+
+    Regression has no names, and one output: `label_names=[]` asks for it.
+    """
+    if task == "regression" and label_names is not None and not label_names:
+        num_labels = num_labels or 1
+    if task == "causal_lm" or not (label_names or num_labels):
         return None
     names = [str(name) for name in label_names] if label_names else [f"LABEL_{i}" for i in range(num_labels or 0)]
     assert num_labels in (None, len(names)), (num_labels, names)
     return names
 
 
-def set_labels(config: Any, labels: Sequence[str] | None) -> None:
+def set_labels(config: Any, labels: Sequence[str] | None, task: str = "classification") -> None:
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: i for i, name in enumerate(labels)}
-        config.problem_type = "single_label_classification"
+        config.problem_type = PROBLEM_TYPES.get(task)
 
 
 def set_dropout(config: Any, dropout: float | None) -> None:
@@ -124,19 +134,23 @@ def freeze(model: "PreTrainedModel", patterns: Sequence[str], key: str) -> list[
 
 
 def finish(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", frozen: Sequence[str], key: str) -> "Built":
-    """The last steps of every recipe."""
-    fit_tokenizer(model, tokenizer, key)
+    """The last steps of every recipe. A model that takes pictures has an image processor in place of a tokenizer, or None."""
+    if hasattr(tokenizer, "get_vocab"):
+        fit_tokenizer(model, tokenizer, key)
     freeze(model, frozen, key)
     model.config.architectures = [type(model).__name__]
     return model.float().eval(), tokenizer
 
 
-def auto_class(task: str) -> Any:
+def auto_class(task: str, config: Any = None) -> Any:
+    """The auto class of transformers for a task; `config` (of the model, or the content of config.json) tells whether it takes pictures."""
     import transformers
 
-    from distill_system.artifacts import AUTO_CLASSES
+    from distill_system.artifacts import AUTO_CLASSES, IMAGE_AUTO_CLASS
+    from distill_system.models.images import sees_pictures
 
-    return getattr(transformers, AUTO_CLASSES[task])
+    pictures = task == "classification" and config is not None and sees_pictures(config)
+    return getattr(transformers, IMAGE_AUTO_CLASS if pictures else AUTO_CLASSES[task])
 
 
 @contextlib.contextmanager

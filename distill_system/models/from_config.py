@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from distill_system.errors import Problem, Refusal, nearest, refuse
 from distill_system.models import architectures
 from distill_system.models.common import auto_class, finish, quiet, resolve_labels, seeded, set_dropout, set_labels
+from distill_system.models.images import sees_pictures
 from distill_system.models.pretrained import Pretrained
 from distill_system.models.sources import tokenizer_problems
 from distill_system.models.tokenizers import BYTES, first_sentence
@@ -23,8 +24,8 @@ class FromConfig:
     """A randomly initialised model; the seed decides its weights, the tokenizer its vocabulary and its special tokens.
 
     Args:
-        architecture: the `model_type` in transformers: bert, roberta, distilbert, gpt2, llama, ...
-        tokenizer: `bytes` (UTF-8 bytes, needs no file), a folder or a hub name.
+        architecture: the `model_type` in transformers: bert, roberta, distilbert, gpt2, llama, vit, resnet, convnext, ...
+        tokenizer: `bytes` (UTF-8 bytes, needs no file), a folder or a hub name; None for models that take pictures.
         tokenizer_phase: or the phase whose tokenizer is taken.
         dropout: sets every dropout probability; None: the architecture's defaults.
         frozen: patterns of parameter names that aren't trained.
@@ -67,6 +68,10 @@ class FromConfig:
                         f"{key}.is_decoder", f"is false: a {self.architecture} that {clause}; add {key}.is_decoder=true"
                     )
                 )
+        if sees_pictures(self.config()):
+            given = [name for name in ("tokenizer", "tokenizer_phase") if getattr(self, name) is not None]
+            text = f"is set, but a {self.architecture} takes pictures, which the data prepares; set it to null"
+            return problems + [Problem(f"{key}.{name}", text) for name in given]
         if (self.tokenizer is None) == (self.tokenizer_phase is None):
             problems.append(
                 Problem(
@@ -96,6 +101,8 @@ class FromConfig:
     def load_tokenizer(self, artifacts: dict[str, Path] | None = None, key: str = "model") -> "PreTrainedTokenizerBase":
         from distill_system.models import tokenizers
 
+        if sees_pictures(self.config()):
+            return None  # type: ignore[return-value]
         if self.tokenizer_phase is not None:
             return tokenizers.load_tokenizer(
                 (artifacts or {})[self.tokenizer_phase], f"{key}.tokenizer_phase", local_only=True
@@ -114,17 +121,17 @@ class FromConfig:
         seed: int = 0,
         key: str = "model",
     ) -> "Built":
-        labels = resolve_labels(task, label_names, num_labels)
-        assert labels or task != "classification", "a new model can't know the labels"
+        labels = resolve_labels(task, label_names or [], num_labels)
+        assert labels or task == "causal_lm", "a new model can't know the labels"
         tokenizer = self.load_tokenizer(artifacts, key)
         config = self._make_config(tokenizer, key)
-        set_labels(config, labels)
+        set_labels(config, labels, task)
         set_dropout(config, self.dropout)
         import torch
 
         try:
             with quiet(), seeded(seed):
-                model = auto_class(task).from_config(config, dtype=torch.float32)
+                model = auto_class(task, config).from_config(config, dtype=torch.float32)
         except ValueError as error:
             raise refuse(key, f"is a {self.architecture} that can't be built ({first_sentence(error)})") from error
         return finish(model, tokenizer, self.frozen, key)
@@ -135,13 +142,14 @@ class FromConfig:
         unknown = architectures.settings_problems(self.architecture, self.values, key)
         if unknown:
             raise Refusal(unknown)
-        values = {"vocab_size": len(tokenizer)} | self.values
-        if values["vocab_size"] < len(tokenizer):
+        values = ({} if tokenizer is None else {"vocab_size": len(tokenizer)}) | self.values
+        if tokenizer is not None and values["vocab_size"] < len(tokenizer):
             raise refuse(
                 f"{key}.vocab_size",
                 f"is {values['vocab_size']}, must be >= {len(tokenizer)}, the tokenizer's number of tokens",
             )
-        special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        names = () if tokenizer is None else ("pad_token_id", "bos_token_id", "eos_token_id")
+        special = {name: getattr(tokenizer, name) for name in names}
         try:
             config = AutoConfig.for_model(self.architecture, **(special | values))
         except Exception as error:  # the library's own checks, of several kinds

@@ -201,7 +201,7 @@ def cut_model(source: Any, layers: list[int], *, task: str, dropout: float | Non
     config = cut_config(source.config, layers)
     set_dropout(config, dropout)
     with quiet(), seeded(seed):
-        model = auto_class(task).from_config(config, dtype=torch.float32)
+        model = auto_class(task, config).from_config(config, dtype=torch.float32)
     try:
         model.load_state_dict(cut_state(source.state_dict(), anatomy.layers, layers), strict=True)
     except RuntimeError as error:

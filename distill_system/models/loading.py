@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Any
 from distill_system.errors import Refusal, refuse
 from distill_system.models.alignment import align_labels
 from distill_system.models.architectures import future_problem
-from distill_system.models.common import auto_class, log, quiet, seeded, set_dropout, set_labels
+from distill_system.models.common import PROBLEM_TYPES, auto_class, log, quiet, seeded, set_dropout, set_labels
+from distill_system.models.images import sees_pictures
 from distill_system.models.tokenizers import first_sentence
+
+HEAD_NAMES = dict.fromkeys(("classification", "multi_label", "regression"), "SequenceClassification")
+HEAD_NAMES["token_classification"] = "TokenClassification"
+HEADS = dict.fromkeys(("classification", "multi_label"), "classification head")
+HEADS |= {"regression": "regression head", "token_classification": "head for tags"}
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +44,7 @@ def load_model(
 ) -> "PreTrainedModel":
     """A pretrained model in fp32.
 
-    In classification the source's own head is kept if its labels are the data's, whatever their order; otherwise a new head is made from the seed.
+    The source's own head is kept if it is one for the task and its labels are the data's, whatever their order; otherwise a new head is made from the seed.
 
     Args:
         source: `name` (folder or hub name), `revision`, `gguf_file`.
@@ -64,14 +70,14 @@ def load_model(
     if clause := future_problem(config.to_dict(), task):
         raise refuse(f"{key}.name", f"is {source['name']!r}, whose config {clause}")
     order, head_is_new = _plan_head(config, task, labels, source["name"], key)
-    set_labels(config, labels)
+    set_labels(config, labels, task)
     set_dropout(config, dropout)
     options = {name: source[name] for name in ("revision", "gguf_file") if source.get(name)}
     if "gguf_file" not in options:
         options["use_safetensors"] = None if allow_pickle else True
     try:
         with quiet(), seeded(seed):
-            model, report = auto_class(task).from_pretrained(
+            model, report = auto_class(task, config).from_pretrained(
                 source["name"],
                 config=config,
                 dtype=torch.float32,
@@ -106,19 +112,32 @@ def _plan_head(
     config: Any, task: str, labels: Sequence[str] | None, name: str, key: str
 ) -> tuple[list[int] | None, bool]:
     """The order of the source's classes that makes them the data's (None: as they are), and whether the head has to be made anew."""
-    trained = any("SequenceClassification" in name for name in config.architectures or [])
-    if task != "classification" or (labels is not None and not trained):
-        return None, False  # a source without such a head gets a new one from `from_pretrained`
+    if task == "causal_lm":
+        return None, False
+    head = "ImageClassification" if sees_pictures(config) else HEAD_NAMES[task]
+    trained = any(head in name for name in config.architectures or [])
+    other = getattr(config, "problem_type", None)
     if labels is None:
         if not trained:
             raise refuse(
-                f"{key}.name", f"is {name!r}, which has no classification head: it knows no labels; fine-tune it first"
+                f"{key}.name", f"is {name!r}, which has no {HEADS[task]}: it knows no labels; fine-tune it first"
             )
+        if other not in (None, PROBLEM_TYPES.get(task)):
+            raise refuse(f"{key}.name", f"is {name!r}, a model for {other}, which can't teach {task}")
         return None, False
+    if not trained:
+        return None, False  # a source without such a head gets a new one from `from_pretrained`
+    if other not in (None, PROBLEM_TYPES.get(task)):
+        log.warning(
+            "the source is a model for %s, the data's task is %s: its head is replaced by a new one", other, task
+        )
+        return None, True
+    if task == "regression":
+        return None, len(config.id2label) != len(labels)
     found = align_labels(config.id2label, labels)
     if found.problems:
         log.warning(
-            "the source's labels %s are not the data's: its classification head is replaced by a new one",
+            "the source's labels %s are not the data's: its head is replaced by a new one",
             list(config.id2label.values()),
         )
         return None, True

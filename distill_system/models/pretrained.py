@@ -14,6 +14,7 @@ from distill_system.files import digest_file
 from distill_system.models.architectures import architecture_problem, future_problem
 from distill_system.models.common import finish, resolve_labels
 from distill_system.models.gguf_header import as_config, read_metadata
+from distill_system.models.images import load_processor, sees_pictures
 from distill_system.models.sources import HUB_NAME, gguf_problems, hub_cache, nearby, needs_gguf, tokenizer_problems
 from distill_system.models.weights import (
     Unsound,
@@ -131,6 +132,8 @@ class Pretrained:
         config = read_config(path) or {}
         if isinstance(config.get("model_type"), str):
             problems += self._task_problems(config, key, task)
+        if sees_pictures(config):
+            return problems + self._no_tokenizer(config, key)
         if self.tokenizer is None and not has_tokenizer(path):
             problems.append(
                 Problem(
@@ -139,6 +142,12 @@ class Pretrained:
                 )
             )
         return problems
+
+    def _no_tokenizer(self, config: dict[str, Any], key: str) -> list[Problem]:
+        if self.tokenizer is None:
+            return []
+        text = f"is set, but a {config.get('model_type')} takes pictures, which the data prepares; set it to null"
+        return [Problem(f"{key}.tokenizer", text)]
 
     def fingerprint(self) -> dict[str, Any]:
         """A local source is told by its content, not by where it lies."""
@@ -162,6 +171,9 @@ class Pretrained:
                 Path(self.tokenizer).expanduser() if "/" in self.tokenizer else self.tokenizer, f"{key}.tokenizer"
             )
         source = self.source()
+        config = self.config()
+        if config is not None and sees_pictures(config):
+            return load_processor(source["name"], f"{key}.name", revision=source.get("revision"))
         return tokenizers.load_tokenizer(
             source["name"], f"{key}.name", revision=source.get("revision"), gguf_file=source.get("gguf_file")
         )

@@ -14,7 +14,7 @@ from distill_system.settings import Training
 from distill_system.signals import Signals
 from distill_system.training import checkpoint
 from distill_system.training.emit import Batch
-from distill_system.training.engine import Engine
+from distill_system.training.engine import Engine, named_state
 from distill_system.training.module import Distillation
 from distill_system.training.recorder import Recorder
 from distill_system.training.strategy import make_trainer
@@ -125,10 +125,17 @@ class Fit:
                 seed=self.seed,
             )
             make_trainer(device).fit(self.module)
-        self.engine.objective.eval()
+        self._settle()
         if not self.outcome.preempted:
             self._take_best()
         return self.outcome
+
+    def _settle(self) -> None:
+        """Eval mode, with the same buffers on all ranks: each has seen other rows, so running statistics of a batch norm differ; rank 0's are handed on."""
+        self.engine.objective.eval()
+        for _, buffer in named_state(self.engine.objective):
+            if not isinstance(buffer, torch.nn.Parameter):
+                distributed.from_lead(buffer)
 
     def _resume(self) -> None:
         store, self.outcome.warnings = checkpoint.newest(self.folder, self.identity)
@@ -185,7 +192,7 @@ class Fit:
 
     def _validate(self, step: int) -> None:
         assert self.validate is not None
-        self.engine.objective.eval()
+        self._settle()
         found = self.validate()
         self.engine.objective.train()
         self._recorder.restart_clock()

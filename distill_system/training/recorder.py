@@ -77,9 +77,8 @@ class Recorder:
         self._figures.append((mean_L, norm_R.detach()))
         self._rows.append((step, lr, [batch["index"] for batch in micro_batches], weights))
         for batch in micro_batches:
-            shape = batch["index"].shape[0], batch["labels"].numel() if batch["labels"].dim() > 1 else _positions(batch)
-            self._size[0] += shape[0]
-            self._size[1] += shape[1]
+            self._size[0] += batch["index"].shape[0]
+            self._size[1] += batch["input_ids"].numel() if "input_ids" in batch else 0
         if step in EARLY or step % self.flush_every == 0 or step == self.total_steps:
             self.flush()
 
@@ -150,7 +149,3 @@ class Recorder:
     def restart_clock(self) -> None:
         """Time spent on validation and saving is not training time."""
         self._since = time.perf_counter()
-
-
-def _positions(batch: Batch) -> int:
-    return batch["input_ids"].numel() if "input_ids" in batch else 0

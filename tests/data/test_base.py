@@ -88,7 +88,7 @@ def test_yaml_says_what_the_class_says(path):
     signature = signature_of_target(values["_target_"])
     assert set(values) - {"_target_"} == set(signature.parameters)
     assert check_parameters(values, signature, "data") == []
-    assert signature.attributes["task"] in ("classification", "causal_lm")
+    assert signature.attributes.get("task", values.get("task")) in ("classification", "causal_lm")
     source = getattr(__import__(module, fromlist=[name]), name)
     assert source(**{k: v for k, v in values.items() if k != "_target_"}) == source()
     lines = path.read_text().splitlines()

@@ -10,6 +10,7 @@ from distill_system.evaluation.predict import predict
 from distill_system.signals import IGNORE
 
 SAMPLES, LONGEST, CLASSES = 7, 6, 5
+TASKS = ("classification", "multi_label", "regression", "token_classification", "causal_lm")
 
 
 class Model(nn.Module):
@@ -24,7 +25,7 @@ class Model(nn.Module):
 
     def forward(self, batch):
         logits = self.dropout(self.table[batch["input_ids"]])
-        return logits[:, 0] if self.task == "classification" else logits
+        return logits if self.task in ("token_classification", "causal_lm") else logits[:, 0]
 
 
 def batches(task, rank=0, world=1, batch_size=2):
@@ -32,7 +33,15 @@ def batches(task, rank=0, world=1, batch_size=2):
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(CLASSES, (SAMPLES, LONGEST), generator=generator)
     mask = torch.arange(LONGEST) < (3 + torch.arange(SAMPLES) % 4)[:, None]
-    labels = torch.where(mask, tokens, IGNORE) if task == "causal_lm" else tokens[:, 1]
+    labels = {
+        "classification": tokens[:, 1],
+        "multi_label": (tokens[:, :CLASSES] > 2).float(),
+        "regression": tokens[:, :CLASSES] / 4,
+        "token_classification": torch.where(
+            mask & (tokens != 0) & (torch.arange(SAMPLES) != 2)[:, None], tokens, IGNORE
+        ),
+        "causal_lm": torch.where(mask, tokens, IGNORE),
+    }[task]
     own = list(range(rank, SAMPLES, world))
     own += [-1] * (-(-SAMPLES // world) - len(own))
     for start in range(0, len(own), batch_size):
@@ -51,6 +60,6 @@ def run(task, rank=0, world=1, batch_size=2):
 
 if __name__ == "__main__":
     distributed.start(torch.device("cpu"), threads=1)
-    results = [run(task, distributed.rank(), distributed.world()) for task in ("classification", "causal_lm")]
+    results = [run(task, distributed.rank(), distributed.world()) for task in TASKS]
     torch.save([vars(result) for result in results], f"{sys.argv[1]}/{distributed.rank()}.pt")
     distributed.stop()

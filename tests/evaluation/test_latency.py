@@ -82,3 +82,22 @@ def test_peak_memory_is_what_the_block_adds():
     assert 150_000_000 < before["bytes"] < 250_000_000
     assert after["bytes"] < 50_000_000
     assert len(ballast) == 100_000_000
+
+
+def test_pictures():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+            self.rows = []
+
+        def forward(self, pixel_values):
+            self.rows.append(len(pixel_values))
+            return self.weight * pixel_values
+
+    net, batch = Net(), {"pixel_values": torch.randn(3, 1, 4, 4), "labels": torch.zeros(3)}
+    figures = measure_model(net, batch, budget_s=0.2)
+    assert set(figures) == {"batch_1", "batch_32"}
+    assert set(net.rows) == {1, 32}  # three rows are repeated
+    assert figures["batch_32"]["samples_per_s"] == pytest.approx(32_000 / figures["batch_32"]["p50_ms"])
+    assert torch.equal(rows_of(batch, 4)["pixel_values"], batch["pixel_values"][[0, 1, 2, 0]])

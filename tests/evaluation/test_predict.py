@@ -57,13 +57,27 @@ def test_logits_may_come_with_or_without_the_last_position():
         predict(lambda batch: model(batch)[:, :-2], tiny.batches("causal_lm"), "causal_lm", "cpu", modules=[model])
 
 
-@pytest.mark.parametrize("task", ["classification", "causal_lm"])
+def test_words_with_a_tag_in_their_order():
+    predictions = tiny.run("token_classification", batch_size=3)
+    rows = [row for batch in tiny.batches("token_classification", batch_size=1) for row in batch["labels"]]
+    known = [row[row != -100] for row in rows]
+    assert len(known[2]) == 0  # a row without a tag is still counted
+    assert predictions.index_N.tolist() == list(range(tiny.SAMPLES))
+    assert torch.equal(predictions.labels_N, torch.cat(known))
+    assert predictions.samples_P.tolist() == [i for i, row in enumerate(known) for _ in row]
+    assert torch.equal(
+        predictions.logits_NC, tiny.Model("token_classification", 1).table.detach()[predictions.labels_N]
+    )
+
+
+@pytest.mark.parametrize("task", tiny.TASKS)
 def test_batches_of_any_size_give_the_same(task):
     reference = tiny.run(task, batch_size=1)
     for batch_size in (3, 100):
         other = tiny.run(task, batch_size=batch_size)
-        if task == "classification":
+        if task != "causal_lm":
             assert torch.equal(other.logits_NC, reference.logits_NC)
+            assert torch.equal(other.labels_N, reference.labels_N)
         else:
             assert other.sums == pytest.approx(reference.sums)
             assert other.teacher_sums["main"] == pytest.approx(reference.teacher_sums["main"])
@@ -132,14 +146,15 @@ def test_two_ranks_see_what_one_sees(tmp_path):
     finally:
         for process in ranks:
             process.kill()
-    alone_class, alone_lm = tiny.run("classification"), tiny.run("causal_lm")
     for rank in range(2):
-        on_class, on_lm = torch.load(tmp_path / f"{rank}.pt")
-        assert on_class["index_N"].tolist() == list(range(tiny.SAMPLES))
-        assert torch.equal(on_class["labels_N"], alone_class.labels_N)
-        assert torch.equal(on_class["logits_NC"], alone_class.logits_NC)
-        assert torch.equal(on_class["teacher_logits"]["main"], alone_class.teacher_logits["main"])
-        assert on_lm["index_N"].tolist() == list(range(tiny.SAMPLES))
-        # Sums within a batch are made in float32, and the batches hold other rows.
-        assert on_lm["sums"] == pytest.approx(alone_lm.sums, rel=1e-6)
-        assert on_lm["teacher_sums"]["main"] == pytest.approx(alone_lm.teacher_sums["main"], rel=1e-6)
+        seen = dict(zip(tiny.TASKS, torch.load(tmp_path / f"{rank}.pt"), strict=True))
+        for task in tiny.TASKS:
+            alone, found = tiny.run(task), seen[task]
+            assert found["index_N"].tolist() == list(range(tiny.SAMPLES))
+            if task == "causal_lm":
+                assert found["sums"] == pytest.approx(alone.sums)
+                assert found["teacher_sums"]["main"] == pytest.approx(alone.teacher_sums["main"])
+                continue
+            assert torch.equal(found["labels_N"], alone.labels_N)
+            assert torch.equal(found["logits_NC"], alone.logits_NC)
+            assert torch.equal(found["teacher_logits"]["main"], alone.teacher_logits["main"])

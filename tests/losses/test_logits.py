@@ -92,6 +92,25 @@ def test_soft_target_teacher_cut_or_underflowing():
     assert soft_target(row(0, cut), row(0, 0), ALL, 1.0)[0].item() == math.inf
 
 
+def test_soft_target_of_several_labels_by_hand():
+    # At T = 2, logits (2 ln 3, 0) are (3/4, 1/2), against (1/2, 1/2): the first class costs what two classes cost above, the second nothing.
+    total, count = soft_target(row(0, 0), row(2 * math.log(3), 0), ALL, 2.0, "multi_label")
+    assert (total.item(), count.item()) == (pytest.approx(0.523248 / 2, abs=1e-6), 1)
+    # A class that the teacher doesn't know is no part of the mean, whatever the student says.
+    more, _ = soft_target(row(0, 0, 5), row(2 * math.log(3), 0, -math.inf), ALL, 2.0, "multi_label")
+    assert more.item() == pytest.approx(total.item())
+
+
+def test_weights_of_positions():
+    student, teacher, valid = random_logits(3, 4), random_logits(3, 4, seed=1), torch.tensor([True, True, False])
+    weight = torch.tensor([0.5, 2.0, 9.0])
+    for loss in (soft_target, logit_regression):
+        each = [loss(student[i : i + 1], teacher[i : i + 1], ALL)[0] for i in range(2)]
+        total, count = loss(student, teacher, valid, weight_X=weight)
+        torch.testing.assert_close(total, 0.5 * each[0] + 2 * each[1])
+        assert count.item() == 2
+
+
 def test_logit_regression_by_hand():
     student, teacher = row(1, 2, 3), row(2, 2, 6)
     total, count = logit_regression(student, teacher, ALL)  # (1 + 0 + 9) / 3
