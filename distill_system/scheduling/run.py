@@ -28,7 +28,8 @@ def composed(overrides: Sequence[str], config_dir: str | None) -> tuple[dict[str
     config, settings = composition.config, composition.config.get("run")
     if isinstance(settings, dict):
         name = settings.get("name")
-        settings["name"] = composition.experiment if name is None else str(name) if type(name) is int else name
+        default = composition.experiment and composition.experiment.replace("/", "-")  # evidence/hints: one folder
+        settings["name"] = default if name is None else str(name) if type(name) is int else name
     if os.environ.get("RANK", "0") == "0":
         for note in composition.notes:
             print(note, file=sys.stderr)
