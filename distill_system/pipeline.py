@@ -101,11 +101,13 @@ def run_phase(
         device=device,
         artifacts=manifest.models(),
         write=scribe.write,
-        rewind=lambda step: scribe.rewind(name, step),
-        announce=lambda steps: scribe.open(name, steps, settings),
+        rewind=lambda step, title=name: scribe.rewind(title, step),
+        announce=lambda steps, title=name: scribe.open(title, steps, settings),
+        end=lambda title, step, metrics, warnings: scribe.end(title, step, metrics, warnings, "finished"),
         stop_asked=lambda: stop.asked,
         seed_as=phase_config.get("seed_as"),
         inputs=inputs,
+        tell=lambda sentence: say(sentence) if distributed.is_main() else None,
     )
     began = time.time()
     phase = instantiate(phase_config)

@@ -98,6 +98,14 @@ class Cohort:
 
 
 @dataclass(frozen=True)
+class BornAgain:
+    """Generations of one size, each taught by the one before (`phases.<name>.born_again`)."""
+
+    generations: Count | None = None  # null: a chain of assistants instead
+    ensemble: bool = False  # whether the mean of all generations' probabilities is measured too
+
+
+@dataclass(frozen=True)
 class LabelNoise:
     """Training labels that are changed on purpose (`data.label_noise`); validation and test keep theirs."""
 
@@ -138,6 +146,7 @@ class Config:
 
 __all__ = [
     "ZERO_STRATEGIES",
+    "BornAgain",
     "Cohort",
     "Config",
     "Ensemble",

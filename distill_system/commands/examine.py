@@ -12,7 +12,7 @@ from distill_system import distributed
 from distill_system.commands.doctor import Line
 from distill_system.config.instantiate import instantiate, training_of
 from distill_system.config.plan import run_folder
-from distill_system.config.recipes import GROUPS, data_node
+from distill_system.config.recipes import GROUPS, data_node, members_of
 from distill_system.data.collate import Batch, collate
 from distill_system.errors import Refusal
 from distill_system.manifest import Manifest
@@ -107,6 +107,8 @@ def examine_phase(
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         artifacts[f"{name}.{role}"] = artifacts[name] = folder
+    for step in members_of(config["phases"][name]):  # assistants aren't built: the student stands in for them
+        artifacts.setdefault(f"{name}.{step}", artifacts[name])
 
 
 def cast_of(

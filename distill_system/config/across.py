@@ -99,7 +99,12 @@ def check_losses(phase: dict[str, Any], name: str, task: str) -> list[Problem]:
         tasks = attributes.get("tasks")
         if tasks and task not in tasks:
             text = f"is {kind}, which has no meaning for a {task} task, only for {', '.join(tasks)}"
-            problems.append(Problem(key, text))
+            fix = (
+                f"; take losses@{key}=logit_regression"
+                if attributes.get("needs_teacher") and task == "regression"
+                else ""
+            )
+            problems.append(Problem(key, text + fix))
     if not any(weighs(loss.get("weight", 1.0)) for loss in phase["losses"].values()):
         problems.append(Problem(f"phases.{name}.losses", "all have weight 0: nothing would be learned"))
     return problems

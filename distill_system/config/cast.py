@@ -5,7 +5,8 @@ from typing import Any
 
 from distill_system.config.graph import layers_of, layers_of_recipe
 from distill_system.config.instantiate import instantiate
-from distill_system.config.recipes import GROUPS, data_node, recipes_of
+from distill_system.config.recipes import ASSISTANTS, GROUPS, data_node, recipes_of
+from distill_system.data.labels import none_known
 from distill_system.errors import Problem
 from distill_system.models.pretrained import Pretrained
 from distill_system.models.weights import number_of_layers
@@ -92,7 +93,7 @@ def check_labels(config: dict[str, Any], name: str) -> list[Problem]:
     """Rows that nobody labelled, and losses that only labels can feed."""
     phase = config["phases"][name]
     source = instantiate(data_node(config, name))
-    if source.task == "causal_lm" or getattr(source, "remote", False):
+    if source.task == "causal_lm":
         return []
     losses = {**(phase.get("losses") or {}), **(phase.get("peer_losses") or {})}
     soft = [
@@ -102,8 +103,7 @@ def check_labels(config: dict[str, Any], name: str) -> list[Problem]:
     ]
     if soft:
         return []
-    labelled = getattr(source, "labelled", 1.0)
-    if labelled == 0 or (source.task != "regression" and not source.label_names()):
+    if none_known(source):
         text = "learn from labels alone, but no training row has one"
         fix = f"add a loss that hears a teacher: +losses@phases.{name}.losses.soft=soft_target"
         return [Problem(f"phases.{name}.losses", f"{text}; {fix}")]
@@ -115,6 +115,7 @@ def check_hints(config: dict[str, Any], name: str) -> list[Problem]:
     phase = config["phases"][name]
     students = [count for node in recipes_of(phase).values() if (count := layers_of_recipe(node))]
     teachers = [count for values in (phase.get("teachers") or {}).values() if (count := teacher_layers(config, values))]
+    teachers += [count for node in (phase.get(ASSISTANTS) or {}).values() if (count := layers_of_recipe(node))]
     problems = []
     for loss_name, loss in (phase.get("losses") or {}).items():
         pairs = loss.get("layers")

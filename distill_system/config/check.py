@@ -12,6 +12,7 @@ from distill_system.config.graph import check_lengths, check_model, check_order,
 from distill_system.config.instantiate import instantiate, training_of
 from distill_system.config.kinship import check_kinship
 from distill_system.config.recipes import data_node, merged, recipes_of
+from distill_system.config.steps import check_sizes, check_steps
 from distill_system.errors import Problem, Refusal, nearest
 from distill_system.schema import (
     Parameter,
@@ -82,6 +83,8 @@ def check_across(config: dict[str, Any], *, tolerant: bool) -> list[Problem]:
         tell(lambda n=name, p=phase: check_training(p, n, training_of(config, n), config["training"]))
     for name, phase in phases.items():
         tell(check_members, phase, name)
+        tell(check_steps, phase, name)
+        tell(check_sizes, config, name)
         tell(lambda n=name: check_cohort(config, n, training_of(config, n)))
         tell(lambda n=name: check_model(config, n, task_of(config)))
         tell(lambda n=name, p=phase: check_gate(p, n, task_of(config)))
@@ -144,7 +147,8 @@ def _check_phase(name: str, phases: dict[str, Any], allowed: list[str], data: An
     recipes = recipes_of(phase) or {"members" if "members" in phase else "model": {}}
     for place, recipe in recipes.items():
         if f"{key}.{place}" not in known and "_target_" not in recipe:
-            text = f"is not chosen; add +models@{key}.{place}=hub (or another choice of conf/models)"
+            slot = f"{place}.a" if place == "members" else place
+            text = f"is not chosen; add +models@{key}.{slot}=hub (or another choice of conf/models)"
             problems.append(Problem(f"{key}.{place}", text))
     problems += _check_data(phase, key, data, allowed, known)
     if isinstance(phase.get("training"), dict):

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 from distill_system.config.instantiate import instantiate
-from distill_system.config.recipes import outputs, phase_of, recipe_of, recipes_of
+from distill_system.config.recipes import data_node, outputs, phase_of, recipe_of, recipes_of
 from distill_system.errors import Problem, nearest
+from distill_system.evaluation.readers import model_problems
 from distill_system.models.pretrained import Package, Pretrained
 from distill_system.models.weights import Unsound, number_of_layers, weight_map
 from distill_system.schema import signature_of_target
@@ -67,7 +68,9 @@ def check_teachers(phase: dict[str, Any], name: str) -> list[Problem]:
     key = f"phases.{name}.teachers"
     if not teachers and parameters["teachers"].required:
         problems.append(
-            Problem(key, f"is empty, a {phase['kind']} phase needs at least one; add +{key}.main.phase=NAME")
+            Problem(
+                key, f"is empty, and a phase of kind {phase['kind']} needs at least one; add +{key}.main.phase=NAME"
+            )
         )
     if teachers and not sum(Teacher(**values).weight for values in teachers.values()) > 0:
         problems.append(
@@ -84,6 +87,7 @@ def check_model(config: dict[str, Any], name: str, task: str) -> list[Problem]:
         key, model = f"phases.{name}.{place}", instantiate(node)
         found = model.problems(key, task=task, artifacts_known=set(outputs(config, before=name)))
         problems += [problem for problem in found if problem.key not in told]
+        problems += [] if found else model_problems(model, instantiate(data_node(config, name)), key)
         source = node.get("phase")
         count = layers_of(config, source) if source and hasattr(model, "range_problems") and not told else None
         problems += model.range_problems(key, count) if count else []

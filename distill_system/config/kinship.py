@@ -6,6 +6,7 @@ from typing import Any
 from distill_system.config.instantiate import instantiate
 from distill_system.config.recipes import data_node, phase_of, recipe_of, recipes_of
 from distill_system.errors import Problem
+from distill_system.evaluation.readers import teacher_problems
 from distill_system.models.alignment import align_labels, check_tokenizers
 from distill_system.models.pretrained import Package, Pretrained
 from distill_system.models.tokenizers import BYTES, byte_vocabulary
@@ -42,14 +43,17 @@ def check_teacher_model(name: str, key: str, source: Any) -> list[Problem]:
         "tokenizer": f"is '{name}', which holds no tokenizer; save the teacher's beside it",
     }
     problems = [Problem(key, words.get(p.key.rpartition(".")[2], p.message)) for p in found]
-    if problems or source.task != "classification" or getattr(source, "remote", False):
+    problems += [] if problems else teacher_problems(name, source, key)
+    if problems or source.task in ("causal_lm", "regression") or getattr(source, "remote", False):
         return problems
     values = recipe.config()
     if values is None:
         return problems
     names = values.get("id2label") or {i: f"LABEL_{i}" for i in range(values.get("num_labels") or 2)}
     labels = source.label_names()
-    return problems + (align_labels(names, labels, key=key, partial=True).problems if labels else [])
+    return problems + (
+        align_labels(names, labels, key=key, partial=source.task == "classification").problems if labels else []
+    )
 
 
 class Words:

@@ -2,13 +2,16 @@
 
 from typing import Any
 
-GROUPS = ("students", "members")  # of a phase: recipes by name
+from distill_system.phases.steps import has_student_s_recipe, is_chain, step_names
+
+GROUPS = ("students", "members")  # of a phase: recipes by name, in place of `model`
+ASSISTANTS = "assistants"  # recipes by name, beside it
 
 
 def recipes_of(phase: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Recipes of a phase by their key below it: `model`, or `students.small`, ..."""
-    found = {}
-    for group in GROUPS:
+    found: dict[str, Any] = {}
+    for group in (*GROUPS, ASSISTANTS):
         nodes = phase.get(group)
         found |= {f"{group}.{name}": node for name, node in nodes.items()} if isinstance(nodes, dict) else {}
     model = phase.get("model")
@@ -18,8 +21,10 @@ def recipes_of(phase: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def members_of(phase: dict[str, Any]) -> list[str]:
-    """Names of the members that a phase leaves; empty where it leaves one model only."""
-    return [key.partition(".")[2] for key in recipes_of(phase) if "." in key] + list(phase.get("steps") or ())
+    """Names of the members (or steps) that a phase leaves; empty where it leaves one model only."""
+    if is_chain(phase):
+        return step_names(phase)
+    return [key.partition(".")[2] for key in recipes_of(phase) if "." in key]
 
 
 def outputs(config: dict[str, Any], before: str | None = None) -> list[str]:
@@ -41,14 +46,14 @@ def phase_of(config: dict[str, Any], output: str) -> str | None:
 
 
 def recipe_of(config: dict[str, Any], output: str) -> dict[str, Any] | None:
-    """The recipe of an output; None where it isn't one recipe (the best of several members), or nothing leaves it."""
+    """The recipe of an output; None where it isn't one recipe (the best of several members), is planned later, or nothing leaves it."""
     phase = phase_of(config, output)
     if phase is None:
         return None
     recipes = recipes_of(config["phases"][phase])
-    if phase == output:
-        return recipes.get("model") if len(recipes) == 1 else None
     member = output.rpartition(".")[2]
+    if phase == output or has_student_s_recipe(config["phases"][phase], member):
+        return recipes.get("model")
     return next((node for key, node in recipes.items() if key.partition(".")[2] == member), None)
 
 

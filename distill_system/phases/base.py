@@ -18,10 +18,11 @@ from distill_system.errors import Refusal, refuse
 from distill_system.evaluation.evaluate import phase_evaluation
 from distill_system.evaluation.names import DEFAULT_METRIC, better
 from distill_system.evaluation.predict import predict
+from distill_system.evaluation.readers import reader_for
 from distill_system.files import digest_value, remove_leftovers
 from distill_system.losses.base import Loss
 from distill_system.models.alignment import check_tokenizers
-from distill_system.phases.terms import Script, known_classes, rehearse, write_script
+from distill_system.phases.terms import Script, in_words, known_classes, rehearse, write_script
 from distill_system.settings import Ensemble, Training
 from distill_system.training.engine import Engine
 from distill_system.training.ensemble import Faculty
@@ -49,15 +50,28 @@ class Context:
     device: torch.device
     artifacts: dict[str, Path]  # models of the finished phases, and `phase.member` of their members
     write: Callable[[list[dict[str, Any]]], None]  # takes journal lines, on rank 0
-    rewind: Callable[[int], None]  # drops the phase's journal lines after a step, on rank 0
-    announce: Callable[[int], None]  # told the total number of steps, on rank 0
+    rewind: Callable[..., Any]  # drops journal lines after a step, on rank 0; the phase's, or those of a title
+    announce: Callable[
+        ..., Any
+    ]  # told the total number of steps, on rank 0, and the title if it isn't the phase's name
     stop_asked: Callable[[], bool]
+    end: Callable[..., Any] = lambda *_: (
+        None
+    )  # told title, step, metrics and warnings where a step of a phase ends, on rank 0
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was chosen and why: told in the report, no cause for worry
     member: str | None = None  # of the phase, where this speaks of one of several
     seed_as: str | None = None  # phases of one word see the same batches; None: the phase's own name
     inputs: dict[str, Any] = field(default_factory=dict)  # what the phase takes from elsewhere, as the manifest has it
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # over the phase's own in the passport
+
+    tell: Callable[[str], None] = lambda sentence: None  # says it to the person at the terminal, on rank 0
+
+    def note(self, sentence: str) -> None:
+        """Something that was chosen, and why: told once, and kept for the report."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+            self.tell(sentence)
 
     @property
     def folder(self) -> Path:
@@ -71,6 +85,17 @@ class Context:
         """The same for one member; warnings are shared."""
         return replace(self, member=member)
 
+    def step(self, name: str, **values: Any) -> "Context":
+        """The same for a step that is trained on its own, with a journal of its own; `values` differ."""
+        title = f"{self.name}.{name}"
+        return replace(
+            self,
+            member=name,
+            rewind=lambda step: self.rewind(step, title),
+            announce=lambda total: self.announce(total, title),
+            **values,
+        )
+
     @property
     def task(self) -> str:
         return self.source.task
@@ -82,7 +107,7 @@ class Context:
 
     @property
     def label_names(self) -> list[str] | None:
-        return self.source.label_names() if self.task not in ("causal_lm", "regression") else None
+        return self.source.label_names() if self.task != "causal_lm" else None
 
 
 @dataclass
@@ -123,13 +148,17 @@ def build_student(
     recipe: Any, context: Context, *, key: str = "model", seed: int | None = None
 ) -> tuple[nn.Module, Any]:
     """Model and tokenizer of a phase, the same on every rank. All ranks build at once: caches below are locked while one fetches."""
-    return recipe.build(
+    where = f"phases.{context.name}.{key}"
+    model, reader = recipe.build(
         task=context.task,
         label_names=context.label_names,
         artifacts=context.artifacts,
         seed=context.phase_seed if seed is None else seed,
-        key=f"phases.{context.name}.{key}",
+        key=where,
     )
+    reader, warnings = reader_for(context.source, reader, model.config, where)
+    context.warnings += warnings
+    return model, reader
 
 
 def build_members(
@@ -153,7 +182,7 @@ def build_members(
         models[name], tokenizer = build_student(recipe, context, key=f"{group}.{name}", seed=seed)
         if first is None:
             first = tokenizer
-        elif hasattr(tokenizer, "get_vocab"):
+        else:
             problems = check_tokenizers(first, tokenizer, key=f"phases.{context.name}.{group}.{name}")
             if problems:
                 raise Refusal(problems)
@@ -213,7 +242,8 @@ def train(
         seed=context.phase_seed,
         phase=context.name,
     )
-    context.notes += script.notes
+    for note in [*script.notes, *in_words(script)]:
+        context.note(note)
     objective = Objective(
         models,
         script.losses,

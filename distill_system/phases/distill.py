@@ -4,6 +4,7 @@ import time
 from typing import Any, cast
 
 from distill_system.phases import base
+from distill_system.phases.disputes import list_disputes
 from distill_system.phases.finish import finish
 from distill_system.phases.teachers import load_teachers
 from distill_system.settings import Ensemble, Gate, Teacher
@@ -54,6 +55,8 @@ class Distill:
             students = {base.STUDENT: student}
         stores = base.load_data(context, tokenizer)
         teachers, weights = load_teachers(self.teachers, context, students, tokenizer, stores, self.ensemble)
+        if self.disputes:
+            list_disputes(context, teachers, stores, tokenizer)
         trained = base.train(
             context,
             students,

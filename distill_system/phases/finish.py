@@ -53,7 +53,7 @@ def finish(context: Context, trained: Trained, *, keep: str = "all") -> Result:
     """
     if trained.outcome.preempted:
         return Result(None, trained.outcome)
-    extra = {"mapping": trained.script.mapping} if trained.script.mapping else {}
+    extra: dict[str, Any] = {"mapping": trained.script.mapping} if trained.script.mapping else {}
     if len(trained.engine.objective.role_names) == 1:
         (taken,) = take(context, trained)
         member = conclude(context, trained, taken)
@@ -230,7 +230,7 @@ def record(context: Context, trained: Trained, evaluation: dict[str, Any], folde
         "inputs": inputs,
         "steps": trained.outcome.progress.step,
     }
-    settings = phase["settings"]
+    settings = phase["settings"] | context.settings
     recipe = settings.get("model") or {}
     bases = [name for name in (recipe.get("package"), recipe.get("name")) if name]
     inherited = [

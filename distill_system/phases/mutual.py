@@ -59,7 +59,8 @@ class Mutual:
         stores = base.load_data(context, tokenizer)
         teachers, weights = load_teachers(self.teachers, context, members, tokenizer, stores, self.ensemble)
         spread, why = place(self.cohort, members, context.training)
-        context.notes += [why] if why else []
+        if why:
+            context.note(why)
         with distributed.divided(len(roles)) if spread else contextlib.nullcontext() as division:
             if division:
                 mine = roles[division.part]

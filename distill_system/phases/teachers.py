@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from distill_system import distributed
 from distill_system.data.tokens import Stores
 from distill_system.errors import Problem, Refusal, refuse
+from distill_system.evaluation.describe import chance_of
 from distill_system.evaluation.evaluate import phase_evaluation
-from distill_system.evaluation.metrics import chance
+from distill_system.evaluation.names import CHANCE_METRIC, better
 from distill_system.evaluation.predict import Predictions, predict
 from distill_system.export.dense import save_model
 from distill_system.files import digest_value, folder_atomic
 from distill_system.models.alignment import align_labels, check_tokenizers, cut_vocabulary
 from distill_system.models.common import auto_class
+from distill_system.models.images import load_reader
 from distill_system.models.pretrained import Pretrained
 from distill_system.models.streaming import tensor_locations
 from distill_system.phases.base import Context, data_module
@@ -62,7 +64,7 @@ def load_teachers(
             raise refuse(f"phases.{context.name}.ensemble.weighting", "is quality, which leaves no teacher any weight")
         total = sum(weights.values())
         told = ", ".join(f"{name} {weight / total:.3f}" for name, weight in weights.items())
-        context.notes.append(f"teachers' weights by quality: {told}")
+        context.note(f"teachers' weights by quality: {told}")
     return loaded, weights
 
 
@@ -119,31 +121,32 @@ def is_native(folder: Path, task: str) -> bool:
 
 
 def read_config(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True), AutoTokenizer.from_pretrained(
-        folder, local_files_only=True
-    )
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return config, load_reader(folder, config, "teachers", local_only=True)
 
 
 def make(config: Any, task: str) -> nn.Module:
-    return auto_class(task).from_config(config)
+    return auto_class(task, config).from_config(config)
 
 
 def load(folder: Path, task: str) -> nn.Module:
-    return auto_class(task).from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    config = read_config(folder)[0]
+    return auto_class(task, config).from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+    )
 
 
 def alignment(
     teacher_config: Any, student_config: Any, teacher_tokenizer: Any, tokenizer: Any, context: Context, key: str
 ) -> tuple[list[Problem], Callable[[Tensor], Tensor] | None, Tensor | None]:
     """Problems, what brings the teacher's logits into the student's order of classes or its range of words, and the classes it knows if not all."""
-    problems: list[Problem] = []
-    if hasattr(tokenizer, "get_vocab"):  # pictures have none
-        problems += check_tokenizers(teacher_tokenizer, tokenizer, key=key)
-        if len(tokenizer) > teacher_config.vocab_size:  # it reads the student's tokens
-            text = f"has {teacher_config.vocab_size} embeddings, the student's tokenizer has {len(tokenizer)} tokens"
-            problems.append(Problem(key, f"{text}; take the same tokenizer for both"))
+    problems = check_tokenizers(teacher_tokenizer, tokenizer, key=key)
+    # Pictures have no tokens. A teacher of texts reads the student's.
+    if hasattr(tokenizer, "get_vocab") and len(tokenizer) > teacher_config.vocab_size:
+        text = f"has {teacher_config.vocab_size} embeddings, the student's tokenizer has {len(tokenizer)} tokens"
+        problems.append(Problem(key, f"{text}; take the same tokenizer for both"))
     if context.task == "regression":
         if teacher_config.num_labels != student_config.num_labels:
             text = f"gives {teacher_config.num_labels} numbers, the student {student_config.num_labels}"
@@ -211,15 +214,11 @@ def warn_of_poor_teachers(
 
 def worse_than_chance(metrics: Mapping[str, float | None], predictions: Predictions, task: str) -> str | None:
     """What shows that a teacher knows nothing, in words; None where it knows something, or nobody can tell."""
-    if task == "classification":
-        assert predictions.labels_N is not None
-        said, limit = metrics["accuracy"], chance(predictions.labels_N)
-        if said is not None and said <= limit:
-            return f"accuracy {said}, always naming the commonest class gives {limit:.3f}"
-    if task == "causal_lm" and metrics["tokens"]:
-        said, limit = metrics["perplexity"], float(predictions.classes)  # None where it overflows
-        if said is None or said >= limit:
-            return f"perplexity {'infinite' if said is None else said}, guessing among all words gives {limit:.0f}"
-    if task == "regression" and metrics.get("r2") is not None and (metrics["r2"] or 0.0) <= 0:
-        return f"r2 {metrics['r2']:.3f}, always giving the mean has 0"
-    return None
+    metric = CHANCE_METRIC[task]
+    said, limit = metrics.get(metric), chance_of(predictions)
+    if task == "causal_lm" and metrics["tokens"] and (said is None or said >= limit):  # None where it overflows
+        return f"perplexity {'infinite' if said is None else said}, guessing among all words gives {limit:.0f}"
+    if said is None or better(metric, said, limit):
+        return None
+    blind = {"classification": "naming the commonest class", "regression": "giving the mean"}.get(task, "the commonest")
+    return f"{metric} {said:.4g}, always {blind} gives {limit:.4g}"

@@ -147,5 +147,17 @@ def loss_name(term: Term) -> str:
     return parts[1] if parts[0] == term.role else parts[0]
 
 
+def in_words(script: Script) -> list[str]:
+    """What losses chose when they were fitted, a sentence for each."""
+    told = []
+    for term, chosen in script.mapping.items():
+        pairs = ", ".join(f"{student} -> {teacher}" for student, teacher in chosen.get("pairs", []))
+        if pairs:
+            projectors = chosen.get("projectors")
+            more = f", through {projectors} learned projector{'s' if projectors > 1 else ''}" if projectors else ""
+            told.append(f"{term}: layers of the student hear layers of the teacher {pairs}{more}")
+    return told
+
+
 def known_classes(teachers: Mapping[str, Teacher]) -> dict[str, Tensor]:
     return {name: teacher.known for name, teacher in teachers.items() if teacher.known is not None}

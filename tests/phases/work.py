@@ -68,13 +68,19 @@ def context(folder: Path, name: str, artifacts: dict[str, Path] | None = None, *
         device=torch.device("cpu"),
         artifacts=artifacts or {},
         write=lines.extend,
-        rewind=lambda step: None,
-        announce=lambda steps: None,
+        rewind=lambda step, title=name: rewind(lines, title, step),
+        announce=lambda steps, title=name: None,
         stop_asked=more.pop("stop_asked", lambda: False),
+        inputs=inputs,
     )
     assert not more, more
     made.lines = lines  # type: ignore[attr-defined]
     return made
+
+
+def rewind(lines: list[dict[str, Any]], title: str, step: int) -> None:
+    """As the journal does it."""
+    lines[:] = [line for line in lines if line["phase"] != title or line["step"] <= step]
 
 
 def finetune(folder: Path, name: str = "teacher", **more: Any) -> tuple[Context, Result]:
