@@ -242,8 +242,10 @@ def train(
         seed=context.phase_seed,
         phase=context.name,
     )
-    for note in [*script.notes, *in_words(script)]:
+    for note in script.notes:
         context.note(note)
+    for sentence in in_words(script):
+        context.tell(sentence)  # the report has it from the mapping
     objective = Objective(
         models,
         script.losses,

@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from distill_system.tracking.figures import (
     METRICS,
+    SIGNED,
     is_number,
     megabytes,
     metric_names,
@@ -52,23 +53,47 @@ def teachers_of(run: "Run", phase: str) -> dict[str, dict[str, Any]]:
     """
     entry = run.phases[phase]
     inputs = {str(key): source for key, source in (entry.get("inputs") or {}).items() if isinstance(source, dict)}
-    named = (entry.get("settings") or {}).get("teachers") or (run.evaluations.get(phase) or {}).get("teachers") or {}
+    said = (entry.get("settings") or {}).get("teachers")
+    named = said or (run.evaluations.get(phase) or {}).get("teachers") or {}
     found = {}
     for name, setting in named.items():
         keys = (name, f"teachers.{name}", f"teachers.{name}.phase", f"teachers.{name}.model")
         found[name] = next((inputs[key] for key in keys if key in inputs), setting if isinstance(setting, dict) else {})
-    if not found and entry.get("kind") not in (None, "finetune"):
-        found = {key: source for key, source in inputs.items() if source.get("phase") in run.phases}
+    if not found and said is None and entry.get("kind") not in (None, "finetune", "mutual"):
+        found = {key: source for key, source in inputs.items() if find_model(run, str(source.get("phase")))}
     return {name: source for name, source in found.items() if source.get("phase") != phase}
 
 
 def model_of(run: "Run", phase: str) -> Model:
-    entry, evaluation = run.phases[phase], run.evaluations.get(phase) or {}
+    entry = run.phases[phase]
+    return _model(phase, str(entry.get("kind", "")), entry, run.evaluations.get(phase) or {})
+
+
+def _model(name: str, kind: str, entry: dict[str, Any], evaluation: dict[str, Any]) -> Model:
     metrics = entry.get("metrics") or evaluation.get("metrics") or {}
     keys = ("size_bytes", "parameters", "nonzeros")
     size = {key: entry.get(key) or (evaluation.get("size") or {}).get(key) for key in keys}
     latency = evaluation.get("latency") or entry.get("latency") or {}
-    return Model(phase, str(entry.get("kind", "")), metrics, size, latency, evaluation.get("peak_memory_bytes"))
+    return Model(name, kind, metrics, size, latency, evaluation.get("peak_memory_bytes"))
+
+
+def members_of(run: "Run", phase: str) -> dict[str, Model]:
+    """The models of a phase that trains several, by name; those of an unfinished phase as far as they are there."""
+    entries, evaluations = run.phases[phase].get("members") or {}, run.members.get(phase) or {}
+    found = {}
+    for name in dict.fromkeys([*entries, *evaluations]):
+        entry, evaluation = entries.get(name) or {}, evaluations.get(name) or {}
+        found[name] = _model(name, "", entry, evaluation)
+    return found
+
+
+def find_model(run: "Run", name: str) -> Model | None:
+    """The model of a phase, or of one of its members (`cohort.a`)."""
+    if name in run.phases:
+        return model_of(run, name)
+    phase, _, member = name.partition(".")
+    found = members_of(run, phase).get(member) if phase in run.phases else None
+    return replace(found, name=name, kind=f"of {phase}") if found else None
 
 
 def teacher_models(run: "Run", phase: str) -> list[tuple[str, Model]]:
@@ -76,14 +101,24 @@ def teacher_models(run: "Run", phase: str) -> list[tuple[str, Model]]:
     found = []
     own = (run.evaluations.get(phase) or {}).get("teachers") or {}
     for name, source in teachers_of(run, phase).items():
-        if source.get("phase") in run.phases:
-            found.append((name, model_of(run, source["phase"])))
-        else:
+        model = find_model(run, str(source.get("phase")))
+        if model is None:
             metrics = {k: v for k, v in (own.get(name) or {}).items() if k != "chance"}
-            found.append(
-                (name, Model(mask_text(str(source.get("model") or name)), "teacher from outside", metrics, {}, {}))
-            )
+            told = mask_text(str(source.get("model") or name))
+            model = Model(told, "teacher from outside", metrics, {}, {})
+        found.append((name, model))
     return found
+
+
+def best_teacher(run: "Run", phase: str) -> list[tuple[str, Model]]:
+    """The teacher with the best quality, as a list of one; empty where there is none. A student's figures are told against this one."""
+    teachers = teacher_models(run, phase)
+    known = [(quality(model.metrics), name, model) for name, model in teachers]
+    graded = [(q.value if q.higher_is_better else -q.value, name, model) for q, name, model in known if q]
+    if not graded:
+        return teachers[:1]
+    _, name, model = max(graded, key=lambda one: one[0])
+    return [(name, model)]
 
 
 def verdict(student: Model, teacher: Model) -> str:
@@ -131,16 +166,35 @@ def _width(value: float, longest: float) -> float:
 
 
 def comparison(run: "Run") -> dict[str, Any]:
-    """The table at a glance: a row a model, a column a figure; a student's cells also say their share of its teacher's."""
+    """The table at a glance: a row a model, a column a figure; a student's cells also say their share of its (best) teacher's."""
     models: dict[str, Model] = {}
     partner: dict[str, Model] = {}
+    taught: dict[str, str] = {}
     for phase in run.phases:
-        for _, teacher in teacher_models(run, phase):
+        teachers = teacher_models(run, phase)
+        for _, teacher in teachers:
             models.setdefault(teacher.name, teacher)
-            partner.setdefault(phase, teacher)
+        if teachers:
+            partner[phase] = best_teacher(run, phase)[0][1]
+            taught[phase] = ", ".join(teacher.name for _, teacher in teachers)
         models[phase] = model_of(run, phase)
+        count, best = len(members_of(run, phase)), run.phases[phase].get("best_member")
+        if count and best:
+            models[phase].kind += f": {best}, the best of {count}"
+    return table_of(models, partner, taught)
+
+
+def table_of(models: dict[str, Model], partner: dict[str, Model], taught: dict[str, str]) -> dict[str, Any]:
+    """Models side by side.
+
+    Args:
+        models: a row each.
+        partner: of some, the model whose figures theirs are told as shares of.
+        taught: of some, by whom.
+    """
     metrics = metric_names({name: 1.0 for model in models.values() for name in metric_names(model.metrics)})
     columns: list[tuple[str, str, Callable[[Model], Any], Callable[[Any], str]]] = []
+    signed = {METRICS[name].label for name in SIGNED}
     for name in metrics:
         label = METRICS[name].label if name in METRICS else name
         columns.append((label, "", _metric(name), functools.partial(metric_words, name)))
@@ -155,9 +209,9 @@ def comparison(run: "Run") -> dict[str, Any]:
     rows = []
     for name, model in models.items():
         cells = []
-        for _, _, get, words in columns:
+        for label, _, get, words in columns:
             value, sub = get(model), ""
-            other = get(partner[name]) if name in partner else None
+            other = get(partner[name]) if name in partner and label not in signed else None
             if is_number(value) and is_number(other) and other:
                 sub = f"{100 * value / other:.0f} %"
             cells.append({"value": words(value) if is_number(value) else "–", "sub": sub})
@@ -165,27 +219,35 @@ def comparison(run: "Run") -> dict[str, Any]:
         if is_number(nonzeros) and is_number(parameters) and nonzeros < 0.995 * parameters:
             at = [c[0] for c in columns].index("parameters")
             cells[at]["sub"] = f"{cells[at]['sub']} · {quantity(nonzeros)} not 0".strip(" ·")
-        rows.append(
-            {"name": name, "kind": model.kind, "teacher": partner[name].name if name in partner else "", "cells": cells}
-        )
+        rows.append({"name": name, "kind": model.kind, "teacher": taught.get(name, ""), "cells": cells})
     return {"columns": [(label, hint) for label, hint, _, _ in columns], "rows": rows if columns else []}
 
 
+CHANCE = {  # task -> metric, and what answers without looking
+    "classification": ("accuracy", "Always saying the commonest label"),
+    "multi_label": ("exact_match", "Always saying the commonest set of labels"),
+    "regression": ("mse", "Always saying the mean"),
+    "token_classification": ("accuracy", "Always saying the commonest tag"),
+}
+
+
 def chance_words(run: "Run") -> str:
-    """What a model that always says the commonest label would reach: without it an accuracy says little."""
+    """What a model that doesn't look at its input would reach: without it an accuracy says little."""
     for evaluation in run.evaluations.values():
         for figures in (evaluation.get("teachers") or {}).values():
-            if evaluation.get("task") == "classification" and is_number(figures.get("chance")):
-                return f"Always saying the commonest label would have an accuracy of {metric_words('accuracy', figures['chance'])}."
+            if evaluation.get("task") in CHANCE and is_number(figures.get("chance")):
+                metric, who = CHANCE[evaluation["task"]]
+                a = "an" if METRICS[metric].label[0] in "aeiou" else "a"
+                return f"{who} would have {a} {METRICS[metric].label} of {metric_words(metric, figures['chance'])}."
     return ""
 
 
 def pairs(run: "Run") -> list[dict[str, Any]]:
-    """Each student against each of its teachers: bars relative to the longer of the two, and how much they agree."""
+    """Each student against its teacher (the best of several): bars relative to the longer of the two, and how much they agree."""
     found = []
     for phase in run.phases:
         student = model_of(run, phase)
-        for name, teacher in teacher_models(run, phase):
+        for name, teacher in best_teacher(run, phase):
             groups = [
                 _bars(label, hint, student, teacher, value, words)
                 for label, hint, value, words in _compared(student, teacher)
@@ -196,6 +258,8 @@ def pairs(run: "Run") -> list[dict[str, Any]]:
                 words.append(f"agree on {100 * agreement['agreement']:.1f} %")
             if is_number(agreement.get("kl")):
                 words.append(f"KL divergence {short_number(agreement['kl'])} nats")
+            if is_number(agreement.get("pearson")):
+                words.append(f"correlate {metric_words('pearson', agreement['pearson'])}")
             if groups:
                 found.append(
                     {

@@ -1,17 +1,25 @@
 """Held-out texts on which teacher and student disagree: which of the two was right, and the most telling ones in words."""
 
+import re
 from typing import Any
 
-from distill_system.tracking.figures import is_number
+from distill_system.tracking.figures import is_number, short_number
 
 MOST = 20
 LONGEST_TEXT = 500  # characters
+PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def disagreements(predictions: dict[str, dict[str, Any]], teachers: dict[str, list[str]]) -> list[dict[str, Any]]:
-    """For each phase: counts, and up to 20 rows, those first where both were surest (ties by id, so that a page is the same each time)."""
+    """For each phase: counts, and up to 20 rows, those first where both were surest (ties by id, so that a page is the same each time).
+
+    Numbers are never quite the same: of a regression those rows come first where the two are furthest apart.
+    """
     found = []
     for phase, content in predictions.items():
+        if content.get("task") == "regression":
+            found += _furthest(phase, content, teachers.get(phase) or [])
+            continue
         labels = [str(label) for label in content.get("labels") or []]
         rows = [
             row
@@ -52,8 +60,39 @@ def disagreements(predictions: dict[str, dict[str, Any]], teachers: dict[str, li
     return found
 
 
-def _shown(row: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+def _furthest(phase: str, content: dict[str, Any], teachers: list[str]) -> list[dict[str, Any]]:
+    """The same for numbers: which of the two was nearer to the truth, and the rows where they are furthest apart."""
+    both = ("prediction", "teacher_prediction")
+    rows = [
+        row for row in content.get("rows") or [] if isinstance(row, dict) and all(is_number(row.get(k)) for k in both)
+    ]
+    if not rows:
+        return []
+    nearer = {"student": 0, "teacher": 0, "neither": 0}
+    for row in rows:
+        if is_number(row.get("label")):
+            mine, theirs = (abs(row[name] - row["label"]) for name in both)
+            nearer["student" if mine < theirs else "teacher" if theirs < mine else "neither"] += 1
+    rows.sort(key=lambda row: (-abs(row[both[0]] - row[both[1]]), str(row.get("id"))))
+    shown = []
+    for row in rows[:MOST]:
+        answers = {
+            who: {"word": short_number(row[name]), "sure": "", "right": None}
+            for who, name in zip(("student", "teacher"), both, strict=True)
+        }
+        true = short_number(row["label"]) if is_number(row.get("label")) else None
+        shown.append({"id": str(row.get("id", "")), "text": short_text(row), "true": true, "picture": None, **answers})
+    known = {"nearer": nearer} if sum(nearer.values()) else {"nearer": {}}
+    teacher = teachers[0] if len(teachers) == 1 else "teacher"
+    return [{"student": phase, "teacher": teacher, "rows": len(rows), "shown": shown, **known}]
+
+
+def short_text(row: dict[str, Any]) -> str:
     text = str(row.get("text") or "")
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT].rstrip() + " …"
+
+
+def _shown(row: dict[str, Any], labels: list[str]) -> dict[str, Any]:
     true = _word(row.get("label"), labels)
     said = {"student": ("prediction", "confidence"), "teacher": ("teacher_prediction", "teacher_confidence")}
     answers = {}
@@ -63,10 +102,17 @@ def _shown(row: dict[str, Any], labels: list[str]) -> dict[str, Any]:
         answers[who] = {"word": _word(row.get(prediction), labels) or "–", "sure": sure, "right": right}
     return {
         "id": str(row.get("id", "")),
-        "text": text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT].rstrip() + " …",
+        "text": short_text(row),
         "true": true,
+        "picture": picture_of(row),
         **answers,
     }
+
+
+def picture_of(row: dict[str, Any]) -> str | None:
+    """A row's picture, if it is one that was written by an evaluation: it goes into the page as it is."""
+    uri = row.get("picture")
+    return uri if isinstance(uri, str) and PICTURE.fullmatch(uri) else None
 
 
 def _word(label: Any, labels: list[str]) -> str | None:

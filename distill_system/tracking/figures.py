@@ -15,13 +15,25 @@ class Metric:
 
 # In the order in which they are shown; the first that a model has is its quality.
 METRICS = {
-    "accuracy": Metric("accuracy", True, 4, "share of the held-out rows that are right"),
+    "f1": Metric("F1", True, 4, "of exact spans; of single tags where they are not in BIO form"),
+    "accuracy": Metric("accuracy", True, 4, "share of the held-out rows (words, where words have tags) that are right"),
+    "mse": Metric("mean squared error", False, 4, "in the squared unit of the labels"),
     "perplexity": Metric("perplexity", False, 3, "exp of the mean negative log-likelihood of a token"),
     "macro_f1": Metric("macro F1", True, 4, "mean over the classes of the harmonic mean of precision and recall"),
+    "micro_f1": Metric("micro F1", True, 4, "harmonic mean of precision and recall over all labels of all rows"),
+    "exact_match": Metric("exact match", True, 4, "share of the held-out rows with all labels right"),
+    "mean_average_precision": Metric(
+        "mean average precision", True, 4, "area under precision and recall, mean over labels"
+    ),
+    "mae": Metric("mean absolute error", False, 4, "in the unit of the labels"),
+    "pearson": Metric("Pearson’s r", True, 4, "linear correlation with the labels"),
+    "spearman": Metric("Spearman’s rho", True, 4, "correlation of ranks with those of the labels"),
+    "r2": Metric("R²", True, 4, "share of the labels’ variance that is explained"),
     "bits_per_byte": Metric("bits per byte", False, 4, "independent of the tokenizer"),
     "nll": Metric("NLL", False, 4, "mean negative log-likelihood, in nats"),
     "ece": Metric("calibration error", False, 4, "expected gap between confidence and accuracy, 15 bins"),
 }
+SIGNED = ("pearson", "spearman", "r2")  # can be 0 or below: a share of the teacher's would say nothing
 COUNTS = ("samples", "tokens")  # of a split; they are no quality
 
 
@@ -64,6 +76,15 @@ def metric_words(name: str, value: Any) -> str:
         return "-"
     digits = METRICS[name].digits if name in METRICS else 4
     return f"{value:.{digits}f}" if abs(value) < 10**6 else f"{value:.3g}"
+
+
+SHARES = ("accuracy", "f1", "macro_f1", "micro_f1", "exact_match", "mean_average_precision", "ece")
+
+
+def gap_words(name: str, gap: float) -> str:
+    """A difference of two values of a metric: `0.4 points of accuracy` (hundredths) where it is a share, else in its own unit."""
+    label = METRICS[name].label if name in METRICS else name.replace("_", " ")
+    return f"{100 * gap:.1f} points of {label}" if name in SHARES else f"{short_number(gap)} of {label}"
 
 
 def short_number(value: Any, digits: int = 3) -> str:

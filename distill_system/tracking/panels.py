@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distill_system.tracking import journal, plots
+from distill_system.tracking.comparison import members_of, teacher_models
 from distill_system.tracking.figures import METRICS, is_number, metric_names, metric_words
+from distill_system.tracking.knee import knee
+from distill_system.tracking.members import size_points
 from distill_system.tracking.plots import Curve, Marks
 
 if TYPE_CHECKING:
@@ -26,15 +29,43 @@ class Panel:
 
 def figures(run: "Run") -> list[Panel]:
     """Every figure the run has something for."""
-    return [*curve_panels(run), *evaluation_panels(run)]
+    return [*curve_panels(run), *size_panels(run), *evaluation_panels(run)]
+
+
+def of_members(keys: list[str]) -> list[str]:
+    """Where a phase trains several roles, the losses of each as a whole: its single terms would be a thicket."""
+    roles = {key for key in keys if any(other.startswith(f"{key}/") for other in keys) and key != "loss"}
+    return [key for key in keys if key == "loss" or key in roles] if roles else keys
+
+
+def size_panels(run: "Run") -> list[Panel]:
+    """Quality against size of the models of each phase that trains several, and of what taught them."""
+    panels = []
+    for phase in run.phases:
+        members = members_of(run, phase)
+        names, points, metric = size_points(members)
+        if len(points) < 2 or run.phases[phase].get("kind") == "mutual":
+            continue
+        higher = METRICS[metric].higher_is_better if metric in METRICS else True
+        bend = knee(points, higher) if run.phases[phase].get("kind") == "distill" else None
+        beside = size_points({teacher.name: teacher for _, teacher in teacher_models(run, phase)})
+        label = METRICS[metric].label if metric in METRICS else metric
+        draw = functools.partial(plots.sizes, names, points, label, bend, list(zip(beside[0], beside[1], strict=True)))
+        caption = "ring: the knee, beyond which size pays less" if bend is not None else ""
+        panels.append(Panel(f"sizes of {phase}", f"sizes_{_file(phase)}", f"{label} against size", caption, draw))
+    return panels
 
 
 def _axis(run: "Run") -> tuple[dict[str, int], list[str]]:
     """Where each phase begins when all are drawn one after another, and the phases that have lines."""
     starts, at, present = {}, 0, []
-    for phase in dict.fromkeys([*run.phases, *(str(line["phase"]) for line in run.lines if "phase" in line)]):
-        steps = [line["step"] for line in run.lines if line.get("phase") == phase and is_number(line.get("step"))]
-        if steps:
+    titles = dict.fromkeys(str(line["phase"]) for line in run.lines if "phase" in line)
+    # Steps of a phase (`chain.student`) stand where the phase stands, which itself may have nothing but the line that it ended.
+    known = [title for phase in run.phases for title in titles if title == phase or title.startswith(f"{phase}.")]
+    for phase in dict.fromkeys([*known, *titles]):
+        own = [line for line in run.lines if line.get("phase") == phase and is_number(line.get("step"))]
+        steps = [line["step"] for line in own]
+        if any("event" not in line for line in own):
             starts[phase] = at
             at += int(max(steps))
             present.append(phase)
@@ -87,6 +118,8 @@ def curve_panels(run: "Run") -> list[Panel]:
                 if key == "loss" or key.startswith("loss/")
             }
         )
+        members = of_members(keys) != keys
+        keys = of_members(keys)
         if keys == ["loss", f"loss/{keys[-1].partition('/')[2]}"]:
             keys = (
                 keys[1:]
@@ -97,7 +130,7 @@ def curve_panels(run: "Run") -> list[Panel]:
             Curve(
                 "total" if key == "loss" else key.partition("/")[2],
                 *journal.series(run.lines, phase, key),
-                parts.index(key),
+                keys.index(key) if members else parts.index(key),
             )
             for key in keys
         ]
@@ -107,14 +140,18 @@ def curve_panels(run: "Run") -> list[Panel]:
         add(f"loss_{_file(phase)}", title, _notes(dense, marks), curves, marks)
     across = Marks(phases=begin)
     known = {key for line in run.lines for key in line}
-    names = metric_names({key.partition("/")[2]: 1.0 for key in known if key.startswith("valid/")})
+    names = metric_names({key.rpartition("/")[2]: 1.0 for key in known if key.startswith("valid/")})
     for name in dict.fromkeys([*names[:1], *[n for n in names if n == "nll"]]):
         label = METRICS[name].label if name in METRICS else name.replace("_", " ")
-        per_phase = {p: journal.series(run.lines, p, f"valid/{name}") for p in present}
-        curves = [
-            Curve(p, [starts[p] + step for step in steps], values) for p, (steps, values) in per_phase.items() if steps
-        ]
-        add(f"valid_{_file(name)}", f"Validation: {label}", "", curves, across, smoothed=False, named=False)
+        curves = []
+        for phase in present:
+            own = {key for line in run.lines if line.get("phase") == phase for key in line if key.startswith("valid/")}
+            for key in sorted(key for key in own if key.rpartition("/")[2] == name):
+                steps, values = journal.series(run.lines, phase, key)
+                member = key.split("/")[1] if key.count("/") == 2 else phase
+                curves.append(Curve(member, [starts[phase] + step for step in steps], values))
+        several = any(curve.name not in present for curve in curves)
+        add(f"valid_{_file(name)}", f"Validation: {label}", "", curves, across, smoothed=False, named=several)
     add("lr", "Learning rate", "", [_joined(run, "lr", starts)], across, smoothed=False, log=False)
     add(
         "grad_norm",

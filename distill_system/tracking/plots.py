@@ -1,10 +1,12 @@
 """The drawings of the report. They are small multiples (one column on a telephone, three on a desk), so that their text can be read on both."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill_system.tracking.figures import quantity
 from distill_system.tracking.pictures import ALARM, HEIGHT, INK, MUTED, SERIES, WIDTH, new_figure
 
 POINTS = 320  # a curve has no more: the screen has no more
@@ -196,6 +198,53 @@ def calibration(bins: list[dict[str, Any]]) -> Any:
     axes.set_ylim(max(0.0, math.floor(lowest * 10 - 0.5) / 10), 1.04)
     axes.set_xlabel("confidence")
     axes.set_ylabel("accuracy")
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    return figure
+
+
+def sizes(
+    names: list[str],
+    points: list[tuple[float, float]],
+    label: str,
+    knee: int | None,
+    beside: list[tuple[str, tuple[float, float]]],
+) -> Any:
+    """Quality against the number of parameters (a logarithm), the knee ringed.
+
+    Args:
+        names: of the models on the curve.
+        points: (parameters, quality) of each.
+        label: of the quality.
+        knee: number of the point in `points` where the curve bends.
+        beside: models that are no point of the curve: what taught them.
+    """
+    from matplotlib import ticker
+
+    figure = new_figure()
+    axes = figure.add_subplot()
+    order = sorted(range(len(points)), key=lambda i: points[i])
+    axes.plot([points[i][0] for i in order], [points[i][1] for i in order], color=SERIES[0], marker="o", markersize=5)
+    if knee is not None:
+        axes.scatter(
+            *[[value] for value in points[knee]], s=170, facecolors="none", edgecolors=SERIES[0], linewidths=1.6
+        )
+    for name, (size, value) in beside:
+        axes.scatter([size], [value], marker="s", s=30, color=MUTED)
+        axes.annotate(
+            shorten(name, 18), (size, value), xytext=(0, 9), textcoords="offset points", ha="center", color=MUTED
+        )
+    for name, (size, value) in zip(names, points, strict=True):
+        axes.annotate(shorten(name, 18), (size, value), xytext=(0, -16), textcoords="offset points", ha="center")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: quantity(value)))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    everything = [*points, *(place for _, place in beside)]
+    ticks = sorted({size for size, _ in points})
+    axes.set_xticks([ticks[0], *[tick for before, tick in itertools.pairwise(ticks) if tick > 1.25 * before]])
+    axes.margins(x=0.15, y=0.2 if len(everything) > 1 else 0.5)
+    axes.set_xlabel("parameters")
+    axes.set_ylabel(label)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     return figure

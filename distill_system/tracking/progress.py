@@ -109,7 +109,9 @@ class Progress:
             parts.append(f"{duration(left)} left")
         names = {"loss": "loss {}", "samples_per_s": "{} samples/s", "tokens_per_s": "{} tokens/s"}
         parts += [
-            words.format(short_number(self._figures[key])) for key, words in names.items() if key in self._figures
+            words.format(short_number(self._figures[key]))
+            for key, words in names.items()
+            if key in self._figures and (key != "tokens_per_s" or self._figures[key])  # pictures have none
         ]
         while len(parts) > 1 and len("  ".join(parts)) > width:
             parts.pop()

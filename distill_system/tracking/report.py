@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 from distill_system.errors import refuse
 from distill_system.files import folder_atomic
 from distill_system.tracking import journal, pictures, plots
-from distill_system.tracking.comparison import glance_bars
+from distill_system.tracking.comparison import glance_bars, members_of
+from distill_system.tracking.disputes import csv_name, disputed
 from distill_system.tracking.panels import Panel, figures
 from distill_system.tracking.secrets import mask
 from distill_system.tracking.view import page as page_of
 
 FIGURES_OF_A_PHASE = ("kind", "metrics", "size_bytes", "parameters", "nonzeros", "seconds", "inputs")
+OF_SEVERAL = ("best_member", "ensemble", "verdict")  # only there where a phase has several models
 
 
 @dataclass
@@ -32,6 +35,8 @@ class Run:
     lines: list[dict[str, Any]]
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    disputes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    members: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # evaluations by phase and member
     config: Any = None
 
     @property
@@ -61,12 +66,22 @@ def load_run(folder: str | Path) -> Run:
         folder, str(manifest["run"]), manifest, journal.read(folder / "metrics.jsonl"), config=_config(config_path)
     )
     for phase in run.phases:
-        for store, name in ((run.evaluations, "evaluation.json"), (run.predictions, "predictions.json")):
+        files = {"evaluation.json": run.evaluations, "predictions.json": run.predictions, "disputes.json": run.disputes}
+        for name, store in files.items():
             path = folder / phase / name
             found = _json_object(path) if path.is_file() else None
             if found is not None:
                 store[phase] = found
+        run.members[phase] = _member_evaluations(folder / phase, run.phases[phase].get("members") or {})
     return run
+
+
+def _member_evaluations(folder: Path, listed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Evaluations of a phase's members, those that the manifest lists first; of an unfinished phase, those that are there."""
+    there = sorted(path.parent.name for path in folder.glob("*/evaluation.json"))
+    names = [name for name in listed if name in there] + [name for name in there if name not in listed]
+    found = {name: _json_object(folder / name / "evaluation.json") for name in names}
+    return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:
@@ -87,12 +102,18 @@ def _config(path: Path) -> Any:
 
 
 def report_json(run: Run) -> dict[str, Any]:
-    """`{"run", "phases": {name: {kind, metrics, size_bytes, parameters, nonzeros, seconds, inputs}}}`; what isn't known yet is null."""
+    """`{"run", "phases": {name: {kind, metrics, size_bytes, parameters, nonzeros, seconds, inputs}}}`; what isn't known yet is null.
+
+    A phase with several models has `members: {name: {metrics, size_bytes, parameters, nonzeros}}` too, and what it found of all (`best_member`,
+    `ensemble`, `verdict`).
+    """
     empty: dict[str, Any] = {"metrics": {}, "inputs": {}}
-    phases = {
-        name: {key: mask(phase.get(key) or empty.get(key, phase.get(key)), key) for key in FIGURES_OF_A_PHASE}
-        for name, phase in run.phases.items()
-    }
+    phases = {}
+    for name, phase in run.phases.items():
+        phases[name] = {key: mask(phase.get(key) or empty.get(key, phase.get(key)), key) for key in FIGURES_OF_A_PHASE}
+        members = {member: {"metrics": model.metrics, **model.size} for member, model in members_of(run, name).items()}
+        if members:
+            phases[name] |= {"members": members} | {key: phase[key] for key in OF_SEVERAL if key in phase}
     return journal.plain({"run": run.name, "phases": phases})
 
 
@@ -113,12 +134,24 @@ def write_report(run_folder: str | Path) -> Path:
                 (folder / "at_a_glance.png").write_bytes(
                     pictures.png(plots.bars(names, values, "relative to the teacher, %", words))
                 )
-        page = page_of(run) | {"panels": panels}
+        with_csv = copy_tables(run, folder)
+        page = page_of(run) | {"panels": panels, "disputes": disputed(run.disputes, with_csv)}
         (folder / "index.html").write_text(render("template.html.j2", page), encoding="utf-8", errors="replace")
         (folder / "report.json").write_text(
             json.dumps(report_json(run), indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )
     return target / "index.html"
+
+
+def copy_tables(run: Run, folder: Path) -> set[str]:
+    """Puts the tables of disputed labels beside the page, so that its links hold when the report is passed on; the phases that have one."""
+    found = set()
+    for phase in run.disputes:
+        table = run.folder / phase / "disputes.csv"
+        if table.is_file():
+            shutil.copyfile(table, folder / csv_name(phase))
+            found.add(phase)
+    return found
 
 
 def draw(panels: list[Panel], folder: Path) -> list[dict[str, str]]:
