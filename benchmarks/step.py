@@ -13,6 +13,8 @@ overhead_ms  CPU milliseconds a step takes more than the plain one: ours, and se
 vs_self_log  our overhead as a share of self_log's. Goal: <= 0.25.
 step_ms      the whole step, ours, and plain as peer.
 
+Figures of several students, members and hints: see benchmarks/cohort.py.
+
 The plain loop uses our loss functions: what is compared is the framework around them, and not their float64 arithmetic. Not compared: reading and collating
 data, GPUs, several ranks (one more small all-reduce in each of our steps), validation and checkpoints (not done in each step). Numbers are CPU time of a
 single thread, from a step in which everything is warm, median of interleaved rounds.
@@ -35,6 +37,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from benchmarks import cohort
 from distill_system.losses.logits import LogitRegression, SoftTarget
 from distill_system.losses.task import HardLabel
 from distill_system.settings import Training
@@ -240,7 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_num_threads(1)
     steps, rounds = (100, 1) if chosen.quick else (231, 21)
-    write_figures(chosen.json, measure(steps, rounds))
+    several = cohort.measure(2 if chosen.quick else 15, compiled=not chosen.quick)
+    write_figures(chosen.json, measure(steps, rounds) | several)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,9 @@ def determining(config: dict[str, Any], phase: str, training: dict[str, Any], da
     own = own | {"teachers": _without_placement(own["teachers"])} if own.get("teachers") else own
     if own.get("cohort"):
         own = own | {
-            "cohort": {key: value for key, value in own["cohort"].items() if key not in ("placement", "batched")}
+            "cohort": {
+                key: value for key, value in own["cohort"].items() if key not in ("placement", "batched", "compile")
+            }
         }
     computed = {key: value for key, value in training.items() if key not in PLACEMENT}
     return {"seed": config["seed"], "data": config["data"], "data_content": data, "training": computed, **own}

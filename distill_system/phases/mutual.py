@@ -1,11 +1,13 @@
 """Mutual learning: members that train together, each on labels and on what its peers say, which it takes as given (Zhang et al. 2018, arXiv:1706.00384)."""
 
 import contextlib
+import functools
 import time
 from typing import Any, cast
 
 from distill_system import distributed
 from distill_system.phases import base
+from distill_system.phases.batching import batch_members
 from distill_system.phases.cohort import check_members, ensemble_evaluation, place
 from distill_system.phases.finish import finish
 from distill_system.phases.teachers import load_teachers
@@ -76,6 +78,7 @@ class Mutual:
                 ensemble=self.ensemble,
                 peer_losses=self.peer_losses,
                 roles=roles,
+                batch_members=functools.partial(batch_members, self.cohort, context),
                 started=started,
             )
             del members  # where they live apart, the others' weights are held on their own ranks only

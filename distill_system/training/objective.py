@@ -62,6 +62,7 @@ class Objective(nn.Module):
         autocast: (device type, dtype) for mixed precision, or None.
         known: classes `[C]` (bool) of teachers that know only part of them.
         exchange: fetches the signals of roles that live elsewhere.
+        batched: gives the logits of all roles at once, where they run as one model.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Objective(nn.Module):
         autocast: tuple[str, torch.dtype] | None = None,
         known: Mapping[str, Tensor] | None = None,
         exchange: Exchange | None = None,
+        batched: Callable[[Batch], Mapping[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(roles, nn.Module):
@@ -87,7 +89,7 @@ class Objective(nn.Module):
         self.task = task
         self._autocast = autocast
         self._known = dict(known or {})
-        self._exchange = exchange
+        self._exchange, self._batched = exchange, batched
         self.role_names = list(dict.fromkeys(term.role for term in self.terms)) or list(self.roles)
         self.needs = {name: needs_of(name, (term for _, term in self.own), self.loss_of) for name in self.roles}
 
@@ -158,12 +160,7 @@ class Objective(nn.Module):
         """
         if scale_L is None:
             return self._emit(role or next(iter(self.roles)), batch, LOGITS).logits
-        seed = int(torch.randint(2**62, ())) if len(self.roles) > 1 and self.training else None
-        signals = {}
-        for number, name in enumerate(self.roles):
-            if seed is not None:  # a member's dropout doesn't depend on how much its neighbours draw
-                torch.manual_seed((seed + number) % 2**63)
-            signals[name] = self._emit(name, batch, self.needs[name])
+        signals = self._signals(batch)
         heard = dict(teachers or {}) | {name: said.detached() for name, said in signals.items()}
         if self._exchange is not None:
             heard |= self._exchange(signals)
@@ -192,9 +189,23 @@ class Objective(nn.Module):
                 loss = loss + 0.0 * torch.where(said.logits.isfinite(), said.logits, 0.0).sum()
         return loss, sum_L.detach()
 
+    def _signals(self, batch: Batch) -> dict[str, Signals]:
+        if self._batched is not None and self.training:
+            with self._mixed():
+                return {name: Signals(logits) for name, logits in self._batched(batch).items()}
+        seed = int(torch.randint(2**62, ())) if len(self.roles) > 1 and self.training else None
+        signals = {}
+        for number, name in enumerate(self.roles):
+            if seed is not None:  # a member's dropout doesn't depend on how much its neighbours draw
+                torch.manual_seed((seed + number) % 2**63)
+            signals[name] = self._emit(name, batch, self.needs[name])
+        return signals
+
+    def _mixed(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(*self._autocast) if self._autocast else contextlib.nullcontext()
+
     def _emit(self, role: str, batch: Batch, needs: Needs) -> Signals:
-        mixed = torch.autocast(*self._autocast) if self._autocast else contextlib.nullcontext()
-        with mixed:
+        with self._mixed():
             return emit(self.roles[role], batch, self.task, needs)
 
 

@@ -16,7 +16,7 @@ def test_step_writes_its_figures(tmp_path):
         command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True, timeout=120
     )
     figures = json.loads(file.read_text())
-    assert {"overhead_ms", "vs_self_log"} <= set(figures)
+    assert {"overhead_ms", "vs_self_log", "shared_teacher", "cohort_tiny", "cohort_large", "hint"} <= set(figures)
     for entry in figures.values():
         assert list(entry) == ["ours", "peer", "ratio", "floor", "unit"]
         assert entry["ours"] > 0
