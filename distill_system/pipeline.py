@@ -12,7 +12,7 @@ from distill_system.config.plan import settings_of
 from distill_system.config.recipes import data_node
 from distill_system.files import read_json, remove_leftovers
 from distill_system.manifest import Manifest, identity, now
-from distill_system.phases.base import Context, Member, Result
+from distill_system.phases.context import Context, Member, Result
 from distill_system.settings import Gate, Teacher
 from distill_system.tracking.journal import Journal
 from distill_system.tracking.progress import Progress, say, summary_table

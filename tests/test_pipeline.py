@@ -9,7 +9,7 @@ import torch
 from distill_system import pipeline
 from distill_system.artifacts import Artifact, digest_artifact
 from distill_system.manifest import Manifest
-from distill_system.phases.base import Result
+from distill_system.phases.context import Result
 from distill_system.training.fit import Outcome, Progress
 
 SIZE = {"size_bytes": 10, "parameters": 3, "nonzeros": 2}
@@ -30,6 +30,14 @@ class Pretend:
         context.announce(4)
         context.write([{"phase": context.name, "step": 1, "time": 0.0, "loss": 1.0}])
         behaviour = Pretend.behave.get(context.name)
+        if behaviour == "steps":
+            for name in ("one", "two"):
+                step = context.step(name)
+                step.rewind(-1)
+                step.announce(2)
+                step.write([{"phase": step.title, "step": n, "time": 0.0, "loss": 1.0} for n in (1, 2)])
+                step.end(step.title, 2, {"accuracy": 0.5}, [])
+            context.step("one").rewind(1)
         if isinstance(behaviour, BaseException):
             raise behaviour
         outcome = Outcome(Progress(step=4, samples=32, seconds=1.0, resumes=1))
@@ -211,3 +219,18 @@ def test_leftovers_of_a_killed_process_are_removed(walk):
         (walk.folder / name).mkdir(parents=True)
     walk()
     assert not list(walk.folder.rglob(".part-*"))
+
+
+def test_a_step_of_a_phase_has_journal_lines_of_its_own(walk):
+    Pretend.behave["student"] = "steps"
+    assert walk()[0] == 0
+    lines = [json.loads(line) for line in (walk.folder / "metrics.jsonl").read_text().splitlines()]
+    told = [(line["phase"], line["step"], line.get("event")) for line in lines if line["phase"].startswith("student")]
+    assert told == [
+        ("student", 1, None),
+        ("student.one", 1, None),
+        ("student.two", 1, None),
+        ("student.two", 2, None),
+        ("student.two", 2, "finish"),
+        ("student", 4, "finish"),
+    ]

@@ -17,7 +17,8 @@ from distill_system.data.collate import Batch, collate
 from distill_system.errors import Refusal
 from distill_system.manifest import Manifest
 from distill_system.models.common import quiet
-from distill_system.phases.base import Context, build_members, build_student, load_data, pad_id_of
+from distill_system.phases.base import build_members, build_student, load_data, pad_id_of
+from distill_system.phases.context import Context
 from distill_system.phases.teachers import load_teacher
 from distill_system.phases.terms import known_classes, rehearse, write_script
 from distill_system.scheduling.rank import quiet_libraries

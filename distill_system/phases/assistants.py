@@ -15,12 +15,14 @@ from distill_system import distributed
 from distill_system.artifacts import Artifact
 from distill_system.files import digest_value
 from distill_system.phases import base, sizes, steps
+from distill_system.phases.context import Context, Result
 from distill_system.phases.finish import finish, hand_on, monitor_of, read_member
 from distill_system.phases.generations import ensemble_of
 from distill_system.phases.teachers import find, load_teachers
 from distill_system.schema import Index
 from distill_system.settings import BornAgain, Ensemble, Gate, Teacher
 from distill_system.training.fit import Outcome, Progress
+from distill_system.training.objective import STUDENT
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Assistants:
         self.ensemble = Ensemble(**cast(dict, ensemble or {}))
         self.born_again = BornAgain(**cast(dict, born_again or {}))
 
-    def run(self, context: base.Context) -> base.Result:
+    def run(self, context: Context) -> Result:
         ((teacher_name, teacher),) = self.teachers.items()
         folder = distributed.main_first(lambda: find(teacher, context))
         if teacher.model:  # converted once, for all steps
@@ -87,7 +89,7 @@ class Assistants:
         for name, step in chain.items():
             note = self.take(context, name, step, heard, notes)
             if isinstance(note, Outcome):
-                return base.Result(None, note)
+                return Result(None, note)
             notes[name] = note
             said = {name: Teacher(phase=f"{context.name}.{name}", placement=teacher.placement)}
             heard = heard | said if self.densely_guided else said
@@ -96,11 +98,11 @@ class Assistants:
             own = replace(context, training=replace(context.training, max_steps=total, max_epochs=None))
             note = self.take(own, steps.DIRECT, chain[last], first, {})
             if isinstance(note, Outcome):
-                return base.Result(None, note)
+                return Result(None, note)
             notes[steps.DIRECT] = note
         return self.conclude(context, notes, last, extra)
 
-    def lay_out(self, context: base.Context, teacher: Path) -> tuple[dict[str, Step], dict[str, Any]]:
+    def lay_out(self, context: Context, teacher: Path) -> tuple[dict[str, Step], dict[str, Any]]:
         """The steps from the first to the student, and their sizes for the manifest.
 
         Raises:
@@ -127,7 +129,7 @@ class Assistants:
         planned, keys = planned | {steps.STUDENT: below}, keys | {steps.STUDENT: "model"}
         sizes.check_order(planned, above, context.name, keys)
         told = ", ".join(f"{name} {size}" for name, size in planned.items())
-        context.notes.append(f"{'given' if self.assistants else 'planned'} sizes: teacher {above}, {told}")
+        context.note(f"{'given' if self.assistants else 'planned'} sizes: teacher {above}, {told}")
         shapes = {name: asdict(replace(size, recipe=None)) for name, size in {"teacher": above, **planned}.items()}
         for name, target in zip(planned, targets, strict=False):
             shapes[name]["wished"] = round(target)
@@ -138,7 +140,7 @@ class Assistants:
 
     def take(
         self,
-        phase: base.Context,
+        phase: Context,
         name: str,
         step: Step,
         heard: Mapping[str, Teacher],
@@ -176,12 +178,12 @@ class Assistants:
         context.notes += note.notes
         return note
 
-    def distil(self, context: base.Context, step: Step, heard: Mapping[str, Teacher]) -> steps.Note | Outcome:
+    def distil(self, context: Context, step: Step, heard: Mapping[str, Teacher]) -> steps.Note | Outcome:
         started = time.perf_counter()
         before = len(context.warnings), len(context.notes)
         student, tokenizer = base.build_student(step.recipe, context, key=step.key, seed=step.seed)
         stores = base.load_data(context, tokenizer)
-        students = {base.STUDENT: student}
+        students = {STUDENT: student}
         teachers, weights = load_teachers(heard, context, students, tokenizer, stores, self.ensemble)
         trained = base.train(
             context,
@@ -209,9 +211,7 @@ class Assistants:
 
         return distributed.main_only(end)
 
-    def conclude(
-        self, context: base.Context, notes: dict[str, steps.Note], last: str, extra: dict[str, Any]
-    ) -> base.Result:
+    def conclude(self, context: Context, notes: dict[str, steps.Note], last: str, extra: dict[str, Any]) -> Result:
         """The phase's own artifact and figures, and the verdict on the detour."""
         started = time.perf_counter()
         distributed.main_only(lambda: hand_on(context.folder, last))
@@ -232,10 +232,10 @@ class Assistants:
                 split=evaluation["split"],
             )
             extra |= {"stop_rule": verdict}
-            context.notes.append(verdict["words"])
+            context.note(verdict["words"])
         if self.born_again.ensemble:
             folders = {name: context.of(name).folder / "model" for name in notes if name != steps.DIRECT}
             extra |= {"ensemble": ensemble_of(context, folders)}
         outcome = Outcome(Progress(**steps.total_progress(list(notes.values()))))
         seconds = outcome.progress.seconds + time.perf_counter() - started
-        return base.Result(Artifact.read(context.folder / "model"), outcome, evaluation, seconds, members, extra)
+        return Result(Artifact.read(context.folder / "model"), outcome, evaluation, seconds, members, extra)

@@ -2,15 +2,11 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from distill_system import distributed
-from distill_system.artifacts import Artifact
 from distill_system.data.collate import collate
 from distill_system.data.datamodule import DataModule
 from distill_system.data.tokens import Stores, tokenise
@@ -22,126 +18,19 @@ from distill_system.evaluation.readers import reader_for
 from distill_system.files import digest_value, remove_leftovers
 from distill_system.losses.base import Loss
 from distill_system.models.alignment import check_tokenizers
+from distill_system.phases.context import Context, Trained
 from distill_system.phases.terms import Script, in_words, known_classes, rehearse, write_script
-from distill_system.settings import Ensemble, Training
+from distill_system.settings import Ensemble
 from distill_system.training.engine import Engine
 from distill_system.training.ensemble import Faculty
 from distill_system.training.exchange import exchange_logits
-from distill_system.training.fit import Fit, Outcome, steps_of
+from distill_system.training.fit import Fit, steps_of
 from distill_system.training.objective import STUDENT, Objective
 from distill_system.training.strategy import autocast_of, make_engine
 from distill_system.training.teachers import Teacher
 
 Batch = Mapping[str, Tensor]
 PROBE_ROWS = 2  # rows that losses are fitted to their models with
-
-
-@dataclass
-class Context:
-    """What the pipeline hands to a phase."""
-
-    run_folder: Path
-    run_name: str
-    name: str  # of the phase
-    identity: str  # digest of all that determines the result
-    source: Any  # data
-    training: Training
-    seed: int
-    device: torch.device
-    artifacts: dict[str, Path]  # models of the finished phases, and `phase.member` of their members
-    write: Callable[[list[dict[str, Any]]], None]  # takes journal lines, on rank 0
-    rewind: Callable[..., Any]  # drops journal lines after a step, on rank 0; the phase's, or those of a title
-    announce: Callable[
-        ..., Any
-    ]  # told the total number of steps, on rank 0, and the title if it isn't the phase's name
-    stop_asked: Callable[[], bool]
-    end: Callable[..., Any] = lambda *_: (
-        None
-    )  # told title, step, metrics and warnings where a step of a phase ends, on rank 0
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what was chosen and why: told in the report, no cause for worry
-    member: str | None = None  # of the phase, where this speaks of one of several
-    seed_as: str | None = None  # phases of one word see the same batches; None: the phase's own name
-    inputs: dict[str, Any] = field(default_factory=dict)  # what the phase takes from elsewhere, as the manifest has it
-    settings: dict[str, Any] = field(default_factory=dict)  # over the phase's own in the passport
-
-    tell: Callable[[str], None] = lambda sentence: None  # says it to the person at the terminal, on rank 0
-
-    def note(self, sentence: str) -> None:
-        """Something that was chosen, and why: told once, and kept for the report."""
-        if sentence not in self.notes:
-            self.notes.append(sentence)
-            self.tell(sentence)
-
-    @property
-    def folder(self) -> Path:
-        return self.run_folder / self.name / (self.member or "")
-
-    @property
-    def title(self) -> str:
-        return f"{self.name}.{self.member}" if self.member else self.name
-
-    def of(self, member: str) -> "Context":
-        """The same for one member; warnings are shared."""
-        return replace(self, member=member)
-
-    def step(self, name: str, **values: Any) -> "Context":
-        """The same for a step that is trained on its own, with a journal of its own; `values` differ."""
-        title = f"{self.name}.{name}"
-        return replace(
-            self,
-            member=name,
-            rewind=lambda step: self.rewind(step, title),
-            announce=lambda total: self.announce(total, title),
-            **values,
-        )
-
-    @property
-    def task(self) -> str:
-        return self.source.task
-
-    @functools.cached_property
-    def phase_seed(self) -> int:
-        """Differs between phases, and doesn't change when another phase is added before. It decides the order of the batches."""
-        return int(digest_value([self.seed, self.seed_as or self.name])[:8], 16)
-
-    @property
-    def label_names(self) -> list[str] | None:
-        return self.source.label_names() if self.task != "causal_lm" else None
-
-
-@dataclass
-class Member:
-    """One of several models that a phase leaves."""
-
-    artifact: Artifact
-    evaluation: dict[str, Any]
-
-
-@dataclass
-class Result:
-    """What a phase hands back; `artifact` is None when it was told to leave before its end."""
-
-    artifact: Artifact | None
-    outcome: Outcome
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    members: dict[str, Member] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)  # for the manifest
-
-
-@dataclass
-class Trained:
-    """An engine at the end of its training, with what evaluation and export need."""
-
-    engine: Engine
-    outcome: Outcome
-    data: DataModule
-    stores: Stores
-    teachers: dict[str, Teacher]
-    tokenizer: Any
-    started: float
-    script: Script
 
 
 def build_student(
@@ -209,6 +98,7 @@ def train(
     ensemble: Ensemble | None = None,
     peer_losses: Mapping[str, Loss] | None = None,
     roles: list[str] | None = None,
+    batch_members: Callable[[Mapping[str, nn.Module], Script, Stores, int], Any] | None = None,
 ) -> Trained:
     """Trains students on their losses from their last checkpoint to their last step, or to a signal.
 
@@ -224,6 +114,7 @@ def train(
         ensemble: how several teachers teach together.
         peer_losses: between members.
         roles: names of all members, where some live on other ranks.
+        batch_members: makes one model of all members, or None where that doesn't pay.
     """
     training = context.training
     models = {STUDENT: students} if isinstance(students, nn.Module) else dict(students)
@@ -254,6 +145,7 @@ def train(
         autocast=autocast_of(training, context.device),
         known=known_classes(teachers),
         exchange=exchange_logits(roles) if roles and distributed.division() else None,
+        batched=batch_members(models, script, stores, pad_id_of(tokenizer)) if batch_members else None,
     )
     check_trainable(objective, context.name)
     engine = make_engine(objective, training, context.device)

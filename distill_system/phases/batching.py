@@ -11,7 +11,8 @@ from distill_system import distributed
 from distill_system.data.collate import collate
 from distill_system.data.tokens import Stores
 from distill_system.files import read_json, write_json
-from distill_system.phases.base import Batch, Context
+from distill_system.phases.base import Batch
+from distill_system.phases.context import Context
 from distill_system.phases.terms import Script
 from distill_system.settings import ZERO_STRATEGIES, Cohort
 from distill_system.training.batched import Batched, CantBatch

@@ -15,7 +15,8 @@ from distill_system.errors import refuse
 from distill_system.evaluation.evaluate import finite, phase_evaluation
 from distill_system.evaluation.predict import predict
 from distill_system.files import write_json
-from distill_system.phases.base import Batch, Context, Trained
+from distill_system.phases.base import Batch
+from distill_system.phases.context import Context, Trained
 from distill_system.phases.finish import split_of
 from distill_system.settings import ZERO_STRATEGIES, Cohort, Training
 from distill_system.signals import Signals

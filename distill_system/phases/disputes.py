@@ -8,7 +8,8 @@ from distill_system.data.tokens import Stores
 from distill_system.errors import refuse
 from distill_system.evaluation.disputes import write_disputes
 from distill_system.evaluation.predict import predict
-from distill_system.phases.base import Context, data_module
+from distill_system.phases.base import data_module
+from distill_system.phases.context import Context
 from distill_system.training.teachers import Teacher
 
 

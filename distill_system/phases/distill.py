@@ -4,10 +4,12 @@ import time
 from typing import Any, cast
 
 from distill_system.phases import base
+from distill_system.phases.context import Context, Result
 from distill_system.phases.disputes import list_disputes
 from distill_system.phases.finish import finish
 from distill_system.phases.teachers import load_teachers
 from distill_system.settings import Ensemble, Gate, Teacher
+from distill_system.training.objective import STUDENT
 
 
 class Distill:
@@ -46,13 +48,13 @@ class Distill:
         self.teachers = {name: Teacher(**cast(dict, settings)) for name, settings in teachers.items()}
         self.ensemble = Ensemble(**cast(dict, ensemble or {}))
 
-    def run(self, context: base.Context) -> base.Result:
+    def run(self, context: Context) -> Result:
         started = time.perf_counter()
         if self.students:
             students, tokenizer = base.build_members(self.students, context, group="students")
         else:
             student, tokenizer = base.build_student(self.model, context)
-            students = {base.STUDENT: student}
+            students = {STUDENT: student}
         stores = base.load_data(context, tokenizer)
         teachers, weights = load_teachers(self.teachers, context, students, tokenizer, stores, self.ensemble)
         if self.disputes:

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from distill_system.phases import base
+from distill_system.phases.context import Context, Result
 from distill_system.phases.finish import finish
 from distill_system.settings import Gate
 
@@ -33,7 +34,7 @@ class Finetune:
     ) -> None:
         self.kind, self.model, self.losses = kind, model, losses
 
-    def run(self, context: base.Context) -> base.Result:
+    def run(self, context: Context) -> Result:
         started = time.perf_counter()
         student, tokenizer = base.build_student(self.model, context)
         stores = base.load_data(context, tokenizer)

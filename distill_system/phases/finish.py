@@ -22,7 +22,7 @@ from distill_system.evaluation.size import size
 from distill_system.export.dense import verify, write_model
 from distill_system.files import folder_atomic, link_or_copy, read_json, write_json
 from distill_system.manifest import Manifest
-from distill_system.phases.base import Context, Member, Result, Trained
+from distill_system.phases.context import Context, Member, Result, Trained
 from distill_system.settings import ZERO_STRATEGIES
 
 SPLITS = ("test", "validation", "train")  # the first that is there is what a phase is measured on

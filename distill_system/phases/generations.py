@@ -12,7 +12,8 @@ from distill_system.evaluation.evaluate import finite, phase_evaluation
 from distill_system.evaluation.predict import predict
 from distill_system.evaluation.readers import saved_reader
 from distill_system.files import write_json
-from distill_system.phases.base import Batch, Context, data_module, load_data
+from distill_system.phases.base import Batch, data_module, load_data
+from distill_system.phases.context import Context
 from distill_system.phases.finish import SPLITS
 from distill_system.phases.teachers import load
 from distill_system.signals import Signals

@@ -9,6 +9,7 @@ from distill_system import distributed
 from distill_system.phases import base
 from distill_system.phases.batching import batch_members
 from distill_system.phases.cohort import check_members, ensemble_evaluation, place
+from distill_system.phases.context import Context, Result
 from distill_system.phases.finish import finish
 from distill_system.phases.teachers import load_teachers
 from distill_system.settings import Cohort, Ensemble, Gate, Teacher
@@ -53,7 +54,7 @@ class Mutual:
         self.cohort = Cohort(**cast(dict, cohort or {}))
         self.seeds = seeds or {}
 
-    def run(self, context: base.Context) -> base.Result:
+    def run(self, context: Context) -> Result:
         started = time.perf_counter()
         members, tokenizer = base.build_members(self.members, context, group="members", seeds=self.seeds)
         check_members(members, context)

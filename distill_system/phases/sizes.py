@@ -27,7 +27,8 @@ from distill_system.models.common import auto_class, quiet, resolve_labels, set_
 from distill_system.models.from_config import FromConfig
 from distill_system.models.from_layers import FromLayers
 from distill_system.models.weights import number_of_layers
-from distill_system.phases.base import Context, build_student
+from distill_system.phases.base import build_student
+from distill_system.phases.context import Context
 from distill_system.phases.steps import planned
 
 INNER = (

@@ -21,7 +21,8 @@ from distill_system.models.common import auto_class
 from distill_system.models.images import load_reader
 from distill_system.models.pretrained import Pretrained
 from distill_system.models.streaming import tensor_locations
-from distill_system.phases.base import Context, data_module
+from distill_system.phases.base import data_module
+from distill_system.phases.context import Context
 from distill_system.settings import Ensemble
 from distill_system.settings import Teacher as TeacherSettings
 from distill_system.signals import IGNORE

@@ -55,8 +55,8 @@ def _members_section(run: "Run", phase: str, members: dict[str, Model]) -> dict[
 
 def _words(run: "Run", phase: str, members: dict[str, Model]) -> list[str]:
     entry = run.phases[phase]
-    if isinstance(entry.get("verdict"), dict):
-        return [str(entry["verdict"].get("words") or "")]
+    if isinstance(entry.get("stop_rule"), dict):
+        return [str(entry["stop_rule"].get("words") or "")]
     if entry.get("kind") == "distill":
         names, points, metric = size_points(members)
         return [knee_words(names, points, metric), grain_words(members)] if len(points) > 1 else []
@@ -127,7 +127,7 @@ def _station(run: "Run", phase: str, name: str, model: Model, teacher: bool = Fa
 
 def steps_of(run: "Run", phase: str, member: str) -> int | None:
     """Steps that a member was trained for: as the manifest has it, else its last line's."""
-    said = ((run.phases[phase].get("members") or {}).get(member) or {}).get("steps")
+    said = (run.phases[phase].get("steps_of") or {}).get(member)
     if is_number(said):
         return int(said)
     steps, _ = journal.series(run.lines, f"{phase}.{member}", "loss")
@@ -178,7 +178,9 @@ def notes(run: "Run") -> list[tuple[str, str]]:
     """(phase, sentence): what was chosen on the way and why; no cause for worry."""
     found = []
     for name, phase in run.phases.items():
-        told = [str(note) for note in phase.get("notes") or []] + mapping_words(phase.get("mapping") or {})
+        shown = (phase.get("stop_rule") or {}).get("words")  # stands above the chain
+        told = [str(note) for note in phase.get("notes") or [] if note != shown]
+        told += mapping_words(phase.get("mapping") or {})
         found += [(name, mask_text(note)) for note in dict.fromkeys(told)]
     return found
 

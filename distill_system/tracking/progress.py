@@ -107,7 +107,8 @@ class Progress:
         parts = [f"{self._step}{of}"]
         if (left := self.seconds_left()) is not None:
             parts.append(f"{duration(left)} left")
-        names = {"loss": "loss {}", "samples_per_s": "{} samples/s", "tokens_per_s": "{} tokens/s"}
+        parts += [f"loss {words}"] if (words := loss_words(self._figures)) else []
+        names = {"samples_per_s": "{} samples/s", "tokens_per_s": "{} tokens/s"}
         parts += [
             words.format(short_number(self._figures[key]))
             for key, words in names.items()
@@ -141,24 +142,45 @@ class Progress:
             self.enabled = False
 
 
+MOST_NAMED = 3  # members whose losses fit into a line
+
+
+def loss_words(figures: dict[str, float]) -> str:
+    """The loss; where a phase trains several members, that of each (the sum would say nothing), or their mean if they are many."""
+    roles = [key.partition("/")[2] for key in figures if key.startswith("grad_norm/")]
+    own = {role: figures[f"loss/{role}"] for role in roles if f"loss/{role}" in figures}
+    if not own:
+        return short_number(figures["loss"]) if "loss" in figures else ""
+    if len(own) <= MOST_NAMED:
+        return ", ".join(f"{role} {short_number(value)}" for role, value in own.items())
+    return f"{short_number(sum(own.values()) / len(own))} (mean of {len(own)})"
+
+
 def phase_rows(manifest: dict[str, Any]) -> list[dict[str, str]]:
-    """A row of words for each phase of a manifest."""
+    """A row of words for each phase of a manifest, and an indented one for each of its members."""
     rows = []
     for name, phase in manifest.get("phases", {}).items():
-        found = quality(phase.get("metrics") or {})
-        rows.append(
-            {
-                "phase": name,
-                "kind": str(phase.get("kind", "")),
-                "state": str(phase.get("state", "")),
-                "quality": f"{found.label} {found.shown}" if found else "-",
-                "size": megabytes(phase.get("size_bytes")),
-                "parameters": quantity(phase.get("parameters")),
-                "latency p50": latency_words(phase),
-                "time": duration(phase.get("seconds")),
-            }
-        )
+        rows.append(_row(name, str(phase.get("kind", "")), phase))
+        best = phase.get("best_member")
+        for member, entry in (phase.get("members") or {}).items():
+            rows.append(_row(f"  {member}", "the best" if member == best else "", entry))
+        if phase.get("ensemble"):
+            rows.append(_row("  all together", "mean", {"metrics": phase["ensemble"]}))
     return rows
+
+
+def _row(name: str, kind: str, entry: dict[str, Any]) -> dict[str, str]:
+    found = quality(entry.get("metrics") or {})
+    return {
+        "phase": name,
+        "kind": kind,
+        "state": str(entry.get("state", "")),
+        "quality": f"{found.label} {found.shown}" if found else "-",
+        "size": megabytes(entry.get("size_bytes")),
+        "parameters": quantity(entry.get("parameters")),
+        "latency p50": latency_words(entry),
+        "time": duration(entry.get("seconds")),
+    }
 
 
 def latency_words(phase: dict[str, Any]) -> str:
@@ -186,14 +208,23 @@ def summary_table(
         if latency and name in latency:
             phase["latency"] = latency[name]
         elif report is not None:
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                phase["latency"] = read_json(Path(report).parent.parent / name / "evaluation.json").get("latency")
+            phase["latency"] = _latency_in(Path(report).parent.parent / name) or phase.get("latency")
+        members = phase.get("members") or {}
+        if report is not None:
+            folder = Path(report).parent.parent / name
+            phase["members"] = {m: {"latency": _latency_in(folder / m)} | entry for m, entry in members.items()}
     print_rows(phase_rows({"phases": phases}), title=str(manifest.get("run", "")), stream=out)
     for name, phase in phases.items():
         for warning in phase.get("warnings") or []:
             print(f"warning ({name}): {warning}", file=out)
     if report is not None:
         print(f"report: {report}", file=out)
+
+
+def _latency_in(folder: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return read_json(folder / "evaluation.json").get("latency") or {}
+    return {}
 
 
 def print_rows(rows: list[dict[str, str]], title: str = "", stream: IO[str] | None = None) -> None:

@@ -22,7 +22,7 @@ from distill_system.tracking.secrets import mask
 from distill_system.tracking.view import page as page_of
 
 FIGURES_OF_A_PHASE = ("kind", "metrics", "size_bytes", "parameters", "nonzeros", "seconds", "inputs")
-OF_SEVERAL = ("best_member", "ensemble", "verdict")  # only there where a phase has several models
+OF_SEVERAL = ("best_member", "ensemble", "stop_rule")  # only there where a phase has several models
 
 
 @dataclass
@@ -105,7 +105,7 @@ def report_json(run: Run) -> dict[str, Any]:
     """`{"run", "phases": {name: {kind, metrics, size_bytes, parameters, nonzeros, seconds, inputs}}}`; what isn't known yet is null.
 
     A phase with several models has `members: {name: {metrics, size_bytes, parameters, nonzeros}}` too, and what it found of all (`best_member`,
-    `ensemble`, `verdict`).
+    `ensemble`, `stop_rule`).
     """
     empty: dict[str, Any] = {"metrics": {}, "inputs": {}}
     phases = {}

@@ -19,7 +19,8 @@ from distill_system.losses.relational import Relational
 from distill_system.losses.task import HardLabel
 from distill_system.manifest import Manifest
 from distill_system.models.from_config import FromConfig
-from distill_system.phases import base, finish
+from distill_system.phases import finish
+from distill_system.phases.context import Context
 from distill_system.phases.distill import Distill
 from distill_system.phases.mutual import Mutual
 from distill_system.settings import Training
@@ -106,7 +107,7 @@ class Methods(Work):
             steps["done"] += 1
             return stop_at is not None and steps["done"] >= stop_at and distributed.rank() == distributed.world() - 1
 
-        context = base.Context(
+        context = Context(
             run_folder=run_folder,
             run_name=folder,
             name="phase",
@@ -117,8 +118,8 @@ class Methods(Work):
             device=self.device,
             artifacts={},
             write=lines.extend,
-            rewind=lambda step: None,
-            announce=lambda steps: None,
+            rewind=lambda *_: None,
+            announce=lambda *_: None,
             stop_asked=stop,
         )
         result = methods(self.folder)[method]().run(context)

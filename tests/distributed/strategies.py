@@ -13,6 +13,7 @@ from distill_system.losses.logits import SoftTarget
 from distill_system.losses.task import HardLabel
 from distill_system.models.from_config import FromConfig
 from distill_system.phases import base
+from distill_system.phases.context import Context
 from distill_system.phases.teachers import load_teacher
 from distill_system.settings import Teacher, Training
 
@@ -95,7 +96,7 @@ class Work:
         def write(new: list[dict[str, Any]]) -> None:
             lines.extend(new)
 
-        context = base.Context(
+        context = Context(
             run_folder=self.folder / name,
             run_name=name,
             name="student",

@@ -53,6 +53,7 @@ def _train(folder: Path) -> list[dict[str, Any]]:
     from distill_system.losses.task import HardLabel
     from distill_system.models.from_config import FromConfig
     from distill_system.phases import base
+    from distill_system.phases.context import Context
     from distill_system.phases.teachers import load_teacher
     from distill_system.settings import Teacher, Training
 
@@ -70,7 +71,7 @@ def _train(folder: Path) -> list[dict[str, Any]]:
         log_every=1,
     )
     lines: list[dict[str, Any]] = []
-    context = base.Context(
+    context = Context(
         run_folder=folder,
         run_name="golden",
         name="student",

@@ -12,7 +12,7 @@ from distill_system.losses.logits import SoftTarget
 from distill_system.losses.task import HardLabel
 from distill_system.manifest import Manifest
 from distill_system.models.from_config import FromConfig
-from distill_system.phases.base import Context, Result
+from distill_system.phases.context import Context, Result
 from distill_system.phases.distill import Distill
 from distill_system.phases.finetune import Finetune
 from distill_system.settings import Training

@@ -112,14 +112,14 @@ def test_a_chain_is_drawn_as_paths_with_the_verdict(tmp_path):
             inputs=TEACHER,
             members=members,
             best_member="student",
-            verdict={"paid": True, "words": "The assistant paid."},
+            stop_rule={"paid": True, "words": "The assistant paid."},
         ),
     }
     html, report = page(tmp_path, phases)
     assert "The assistant paid." in html
     assert html.count('<ol class="path">') == 2
     assert "5.00k parameters" in html
-    assert report["phases"]["chain"]["verdict"]["paid"] is True
+    assert report["phases"]["chain"]["stop_rule"]["paid"] is True
 
 
 def test_several_teachers_stand_beside_each_other(tmp_path):
