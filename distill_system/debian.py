@@ -17,6 +17,7 @@ from distill_system.files import TEMPORARY, digest_file, folder_atomic
 from distill_system.packages import cache_folder, locked, remove_unfinished
 
 KEY = "data.package"
+UNKNOWN = re.compile(r"Unable to locate package|No candidate|Can't (select|find)|No packages found")
 ROOT = Path("/")  # where an installed package lies
 
 
@@ -84,12 +85,24 @@ def _download(name: str, folder: Path, key: str) -> None:
                 f"is {name!r}, which isn't installed, and this machine has no {program} to fetch it with; {install}",
             )
     ended = _run(["apt-get", "download", "-qq", name], folder)
+    if ended.returncode != 0 and UNKNOWN.search(ended.stdout + ended.stderr):
+        # A fresh machine or container has no package lists; they are fetched into a folder of our own, which needs no root and changes nothing.
+        lists = _own_lists(folder)
+        if _run(["apt-get", *lists, "update", "-qq"], folder).returncode == 0:
+            ended = _run(["apt-get", *lists, "download", "-qq", name], folder)
     archives = list(folder.glob("*.deb"))
     if ended.returncode != 0 or len(archives) != 1:
         raise _explain(name, ended.stdout + ended.stderr, key, install)
     ended = _run(["dpkg-deb", "--extract", archives[0].name, "unpacked"], folder)
     if ended.returncode != 0:
         raise _explain(name, ended.stdout + ended.stderr, key, install)
+
+
+def _own_lists(folder: Path) -> list[str]:
+    """Options by which apt keeps its lists below `folder`."""
+    for part in ("lists/partial", "cache/archives/partial"):
+        (folder / "apt" / part).mkdir(parents=True, exist_ok=True)
+    return ["-o", f"Dir::State::lists={folder}/apt/lists", "-o", f"Dir::Cache={folder}/apt/cache"]
 
 
 def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -104,7 +117,7 @@ def _explain(name: str, output: str, key: str, install: str) -> Refusal | OSErro
     if "No space left on device" in output:
         text = f"{os.strerror(errno.ENOSPC)} while {name} was fetched into"
         return OSError(errno.ENOSPC, text, str(cache_folder()))
-    if "Unable to locate package" in output or "No candidate" in output or "Can't select" in output:
+    if UNKNOWN.search(output):
         return refuse(key, f"is {name!r}, which apt knows no package of; run `apt-get update`, or {install}")
     if re.search(r"Could not resolve|Could not connect|Connection (failed|timed out|refused)|Failed to fetch", output):
         return refuse(

@@ -68,6 +68,17 @@ def test_a_download_fills_the_cache_once(archive, machine, tmp_path):
 
 
 @needs_dpkg
+def test_a_machine_without_package_lists_fetches_its_own(archive, machine, tmp_path):
+    """The first download fails, an update into a folder of ours follows, and a download with its options."""
+    known = f'case "$*" in *Dir::State::lists*update*) echo x > {tmp_path}/known;; *Dir::State::lists*download*) cp {archive} .;; '
+    machine(known + "*) echo 'E: Unable to locate package thing' >&2; exit 100;; esac")
+    folder = debian.fetch_debian_package("thing", FILES)
+    assert (tmp_path / "known").exists()
+    assert (folder / "usr/share/thing/data.txt").read_bytes() == TEXT
+    assert not (folder / "apt").exists()
+
+
+@needs_dpkg
 def test_other_contents_are_refused_and_nothing_stays(archive, machine):
     machine(f"cp {archive} .")
     wanted = {"usr/share/thing/data.txt": "0" * 64}
