@@ -245,8 +245,10 @@ def chance_words(run: "Run") -> str:
 def pairs(run: "Run") -> list[dict[str, Any]]:
     """Each student against its teacher (the best of several): bars relative to the longer of the two, and how much they agree."""
     found = []
-    for phase in run.phases:
+    for phase, entry in run.phases.items():
         student = model_of(run, phase)
+        if entry.get("best_member"):
+            student.name = f"{phase}.{entry['best_member']}"
         for name, teacher in best_teacher(run, phase):
             groups = [
                 _bars(label, hint, student, teacher, value, words)
@@ -263,7 +265,7 @@ def pairs(run: "Run") -> list[dict[str, Any]]:
             if groups:
                 found.append(
                     {
-                        "student": phase,
+                        "student": student.name,
                         "teacher": teacher.name,
                         "groups": groups,
                         "agreement": ", ".join(words),

@@ -56,11 +56,15 @@ def _members_section(run: "Run", phase: str, members: dict[str, Model]) -> dict[
 def _words(run: "Run", phase: str, members: dict[str, Model]) -> list[str]:
     entry = run.phases[phase]
     if isinstance(entry.get("stop_rule"), dict):
-        return [str(entry["stop_rule"].get("words") or "")]
+        return [sentence(str(entry["stop_rule"].get("words") or ""))]
     if entry.get("kind") == "distill":
         names, points, metric = size_points(members)
         return [knee_words(names, points, metric), grain_words(members)] if len(points) > 1 else []
     return [cohort_words(members, str(entry.get("best_member") or ""), entry.get("ensemble") or {})]
+
+
+def sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:].rstrip('.')}." if words else ""
 
 
 def size_points(models: dict[str, Model]) -> tuple[list[str], list[tuple[float, float]], str]:

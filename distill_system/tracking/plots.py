@@ -1,14 +1,13 @@
 """The drawings of the report. They are small multiples (one column on a telephone, three on a desk), so that their text can be read on both."""
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill_system.tracking.figures import quantity
 from distill_system.tracking.pictures import ALARM, HEIGHT, INK, MUTED, SERIES, WIDTH, new_figure
 
+LETTER = 0.017  # a small letter's width, as a share of a figure's axes
 POINTS = 320  # a curve has no more: the screen has no more
 
 
@@ -29,6 +28,21 @@ class Marks:
     phases: list[tuple[float, str]] = field(default_factory=list)
     resumed: list[float] = field(default_factory=list)
     bad: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Panel:
+    """A figure to be drawn: its place on the page, its file's name and its words."""
+
+    group: str
+    file: str
+    title: str
+    caption: str
+    draw: Callable[[], Any]
+
+
+def file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:60]
 
 
 def shorten(text: str, limit: int) -> str:
@@ -159,20 +173,32 @@ def _end_labels(axes: Any, shown: list[Curve]) -> None:
         to_share.transform(axes.transData.transform((c.steps[-1], v)))[1] for c, v in zip(shown, last, strict=True)
     ]
     places = spread(heights, gap=0.085)
+    names = shorten_all([curve.name for curve in shown], 14)
     for i, curve in enumerate(shown):
         axes.annotate(
-            shorten(curve.name, 14), xy=(1.015, places[i]), xycoords="axes fraction", va="center", color=_colour(curve), annotation_clip=False
+            names[i], xy=(1.015, places[i]), xycoords="axes fraction", va="center", color=_colour(curve), annotation_clip=False
         )  # fmt: skip
 
 
 def _draw_marks(axes: Any, marks: Marks) -> None:
     if len(marks.phases) > 1:
         across = axes.get_xaxis_transform()
-        for step, name in marks.phases:
+        for step, _ in marks.phases:
             axes.axvline(step, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-            axes.text(
-                step, 1.02, f" {shorten(name, 12)}", transform=across, color=MUTED, fontsize=8.5, va="bottom", ha="left"
-            )
+        low, high = axes.get_xlim()
+        letter = (high - low) * LETTER
+        ends = [step for step, _ in marks.phases[1:]] + [high]
+        room = [int((end - step) / letter) - 1 for (step, _), end in zip(marks.phases, ends, strict=True)]
+        short = shorten_all([name for _, name in marks.phases], max(6, min(12, *room)))
+        names = [
+            name if len(name) <= min(12, fit) else cut
+            for (_, name), fit, cut in zip(marks.phases, room, short, strict=True)
+        ]
+        free = low
+        for (step, _), name in zip(marks.phases, names, strict=True):
+            if step >= free:  # else its name would stand on the one before
+                free = step + letter * len(name)
+                axes.text(step, 1.02, f" {name}", transform=across, color=MUTED, fontsize=8.5, va="bottom", ha="left")
     for steps, symbol, colour in ((marks.resumed, "^", INK), (marks.bad, "x", ALARM)):
         if steps:
             axes.plot(
@@ -198,53 +224,6 @@ def calibration(bins: list[dict[str, Any]]) -> Any:
     axes.set_ylim(max(0.0, math.floor(lowest * 10 - 0.5) / 10), 1.04)
     axes.set_xlabel("confidence")
     axes.set_ylabel("accuracy")
-    axes.grid(axis="y")
-    axes.set_axisbelow(True)
-    return figure
-
-
-def sizes(
-    names: list[str],
-    points: list[tuple[float, float]],
-    label: str,
-    knee: int | None,
-    beside: list[tuple[str, tuple[float, float]]],
-) -> Any:
-    """Quality against the number of parameters (a logarithm), the knee ringed.
-
-    Args:
-        names: of the models on the curve.
-        points: (parameters, quality) of each.
-        label: of the quality.
-        knee: number of the point in `points` where the curve bends.
-        beside: models that are no point of the curve: what taught them.
-    """
-    from matplotlib import ticker
-
-    figure = new_figure()
-    axes = figure.add_subplot()
-    order = sorted(range(len(points)), key=lambda i: points[i])
-    axes.plot([points[i][0] for i in order], [points[i][1] for i in order], color=SERIES[0], marker="o", markersize=5)
-    if knee is not None:
-        axes.scatter(
-            *[[value] for value in points[knee]], s=170, facecolors="none", edgecolors=SERIES[0], linewidths=1.6
-        )
-    for name, (size, value) in beside:
-        axes.scatter([size], [value], marker="s", s=30, color=MUTED)
-        axes.annotate(
-            shorten(name, 18), (size, value), xytext=(0, 9), textcoords="offset points", ha="center", color=MUTED
-        )
-    for name, (size, value) in zip(names, points, strict=True):
-        axes.annotate(shorten(name, 18), (size, value), xytext=(0, -16), textcoords="offset points", ha="center")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: quantity(value)))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    everything = [*points, *(place for _, place in beside)]
-    ticks = sorted({size for size, _ in points})
-    axes.set_xticks([ticks[0], *[tick for before, tick in itertools.pairwise(ticks) if tick > 1.25 * before]])
-    axes.margins(x=0.15, y=0.2 if len(everything) > 1 else 0.5)
-    axes.set_xlabel("parameters")
-    axes.set_ylabel(label)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     return figure

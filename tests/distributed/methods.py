@@ -20,6 +20,7 @@ from distill_system.losses.task import HardLabel
 from distill_system.manifest import Manifest
 from distill_system.models.from_config import FromConfig
 from distill_system.phases import finish
+from distill_system.phases.assistants import Assistants
 from distill_system.phases.context import Context
 from distill_system.phases.distill import Distill
 from distill_system.phases.mutual import Mutual
@@ -70,6 +71,14 @@ def methods(folder: Path) -> dict[str, Callable[[], Any]]:
         "teachers": lambda: Distill("distill", dict(both), {"soft": SoftTarget(2.0)}, model=recipe()),
         "trusted": lambda: Distill(
             "distill", dict(both), {"soft": SoftTarget(2.0), "hint": Hint()}, model=recipe(), ensemble=trusted
+        ),
+        "chain": lambda: Assistants(
+            "assistants",
+            recipe(**SMALL),
+            {"main": main},
+            {"soft": SoftTarget(2.0), "hard": HardLabel()},
+            assistants={"middle": recipe()},
+            densely_guided=True,
         ),
         "together": lambda: mutual("together"),
         "spread": lambda: mutual("spread"),
@@ -124,7 +133,9 @@ class Methods(Work):
         )
         result = methods(self.folder)[method]().run(context)
         loss = {
-            line["step"]: {k: v for k, v in line.items() if k.startswith(("loss", "grad_norm", "weight"))}
+            f"{line['phase'].removeprefix('phase').lstrip('.')}{line['step']}": {
+                k: v for k, v in line.items() if k.startswith(("loss", "grad_norm", "weight"))
+            }
             for line in lines
             if "loss" in line
         }

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from distill_system.config.check import check
 from distill_system.config.compose import compose
-from distill_system.settings import Run, Teacher, Training
+from distill_system.settings import BornAgain, Cohort, Ensemble, LabelNoise, Run, Schedule, Teacher, Training
 from tests.policy import text
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,34 @@ def test_run_table_has_every_field():
 
 def test_teacher_table_has_every_field():
     assert set(rows("Teachers")) == {field.name for field in dataclasses.fields(Teacher)}
+
+
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [
+        ("Schedules", Schedule),
+        ("Several teachers", Ensemble),
+        ("Cohorts", Cohort),
+        ("Born-again generations", BornAgain),
+        ("Label noise", LabelNoise),
+    ],
+)
+def test_table_has_every_field_with_its_default(section, settings):
+    known = {field.name: field.default for field in dataclasses.fields(settings)}
+    wanted = {name: "must be given " if value is dataclasses.MISSING else shown(value) for name, value in known.items()}
+    assert rows(section) == wanted
+
+
+def test_phases_table_has_every_key_and_its_kinds():
+    kinds: dict[str, list[str]] = {}
+    files = sorted((ROOT / "conf" / "phases").glob("*.yaml"))
+    for path in files:
+        node = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for key in {"losses", *node} - {"defaults", "_target_"}:
+            kinds.setdefault(key, []).append(path.stem)
+    found = {key: words.split() for key, words in rows("Phases").items()}
+    every = [path.stem for path in files]
+    assert {key: sorted(every if words == ["all"] else words) for key, words in found.items()} == kinds
 
 
 def test_losses_table_has_every_loss():

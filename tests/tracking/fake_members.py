@@ -41,22 +41,40 @@ def role_lines(phase: str, steps: int, roles: dict[str, float], parts: dict[str,
     """
     rng, lines = random.Random(5), []
     for step in range(1, steps + 1):
-        line: dict[str, Any] = {"phase": phase, "step": step, "time": 1.7e9 + step, "loss": 0.0, "lr": 1e-4, "samples_per_s": 90.0}
+        line: dict[str, Any] = {
+            "phase": phase,
+            "step": step,
+            "time": 1.7e9 + step,
+            "loss": 0.0,
+            "lr": 1e-4,
+            "samples_per_s": 90.0,
+        }
         for role, accuracy in roles.items():
             names = [f"{name}/{one}" if one else name for name, heard in parts.items() for one in heard]
-            own = {f"loss/{role}/{name}": (1.7 - accuracy + math.exp(-4 * step / steps)) * rng.lognormvariate(0, 0.1) for name in names}
-            line |= own | {f"loss/{role}": sum(own.values()) / len(parts), f"grad_norm/{role}": rng.lognormvariate(0, 0.3)}
+            own = {
+                f"loss/{role}/{name}": (1.7 - accuracy + math.exp(-4 * step / steps)) * rng.lognormvariate(0, 0.1)
+                for name in names
+            }
+            line |= own | {
+                f"loss/{role}": sum(own.values()) / len(parts),
+                f"grad_norm/{role}": rng.lognormvariate(0, 0.3),
+            }
             line["loss"] += line[f"loss/{role}"]
         line["grad_norm"] = math.sqrt(sum(line[f"grad_norm/{role}"] ** 2 for role in roles))
         lines.append(line)
         if step % (steps // 8) == 0:
-            valid = {f"valid/{role}/accuracy": accuracy - 0.3 * math.exp(-5 * step / steps) for role, accuracy in roles.items()}
+            valid = {
+                f"valid/{role}/accuracy": accuracy - 0.3 * math.exp(-5 * step / steps)
+                for role, accuracy in roles.items()
+            }
             nll = {f"valid/{role}/nll": 1.1 - value for role, value in zip(roles, valid.values(), strict=True)}
             lines.append({"phase": phase, "step": step, "time": 1.7e9 + step} | valid | nll)
     return lines
 
 
-def members_of(folder: Path, phase: str, figures: dict[str, tuple[float, int]], rng: random.Random, **more: Any) -> dict:
+def members_of(
+    folder: Path, phase: str, figures: dict[str, tuple[float, int]], rng: random.Random, **more: Any
+) -> dict:
     """Evaluations of members in their folders; gives the manifest's entries."""
     entries = {}
     for name, (accuracy, parameters) in figures.items():
@@ -76,9 +94,13 @@ def students_run(folder: Path, names: tuple[str, ...] = ("tiny", "small", "mediu
     mapping = {f"{name}/hint": {"pairs": [[0, 2], [1, 5]], "projectors": 2} for name in names}
     phases = {
         "teacher": first,
-        "students": manifest_phase("distill", found, 200, inputs=FROM_TEACHER, members=members, best_member=best, mapping=mapping),
+        "students": manifest_phase(
+            "distill", found, 200, inputs=FROM_TEACHER, members=members, best_member=best, mapping=mapping
+        ),
     }
-    lines += role_lines("students", 200, {name: figures[name][0] for name in names}, {"soft": [""], "hint": [""], "hard": [""]})
+    lines += role_lines(
+        "students", 200, {name: figures[name][0] for name in names}, {"soft": [""], "hint": [""], "hard": [""]}
+    )
     write(folder, folder.name, phases, lines, {"students": found}, {})
     return folder
 
@@ -88,10 +110,18 @@ def cohort_run(folder: Path, names: tuple[str, ...] = ("vit", "cnn", "a-resnet-w
     figures = {name: (0.78 + 0.011 * (at % 3), 1_200_000 + 100_000 * at) for at, name in enumerate(names)}
     members = members_of(folder, "cohort", figures, rng, taught=False)
     found = evaluation(*figures[names[2]], rng, taught=False)
-    notes = ["cohort.placement is together: training state of all 4 members takes 0.07 GiB of a rank, 9.4 GiB are free, and nothing has to be sent"]
+    notes = [
+        "cohort.placement is together: training state of all 4 members takes 0.07 GiB of a rank, 9.4 GiB are free, and nothing has to be sent"
+    ]
     ensemble = found["metrics"] | {"accuracy": 0.8222}
-    phases = {"cohort": manifest_phase("mutual", found, 200, members=members, best_member=names[2], ensemble=ensemble, notes=notes)}
-    lines = role_lines("cohort", 200, {name: figures[name][0] for name in names}, {"hard": [""], "peer": list(names[1:])})
+    phases = {
+        "cohort": manifest_phase(
+            "mutual", found, 200, members=members, best_member=names[2], ensemble=ensemble, notes=notes
+        )
+    }
+    lines = role_lines(
+        "cohort", 200, {name: figures[name][0] for name in names}, {"hard": [""], "peer": list(names[1:])}
+    )
     write(folder, folder.name, phases, lines, {"cohort": found}, {})
     return folder
 
@@ -99,7 +129,12 @@ def cohort_run(folder: Path, names: tuple[str, ...] = ("vit", "cnn", "a-resnet-w
 def chain_of_assistants_run(folder: Path) -> Path:
     rng = random.Random(3)
     first, lines = teacher(folder, rng)
-    figures = {"assistant_1": (0.841, 9_100_000), "assistant_2": (0.826, 3_600_000), "student": (0.801, 1_400_000), "direct": (0.8042, 1_400_000)}
+    figures = {
+        "assistant_1": (0.841, 9_100_000),
+        "assistant_2": (0.826, 3_600_000),
+        "student": (0.801, 1_400_000),
+        "direct": (0.8042, 1_400_000),
+    }
     members = members_of(folder, "chain", figures, rng)
     found = evaluation(*figures["student"], rng)
     words = (
@@ -133,13 +168,17 @@ def faculty_run(folder: Path) -> Path:
     outside = "an-organisation/a-model-of-the-hub-with-a-rather-long-name"
     inputs = {f"teachers.{key}.phase": {"phase": name, "digest": "9f3c" * 16} for key, name in names.items()}
     inputs["teachers.outside.model"] = {"model": outside}
-    settings = {"teachers": {**{key: {"phase": name, "weight": 1.0} for key, name in names.items()}, "outside": {"model": outside, "weight": 2.0}},
+    settings: dict[str, Any] = {"teachers": {**{key: {"phase": name, "weight": 1.0} for key, name in names.items()}, "outside": {"model": outside, "weight": 2.0}},
                 "ensemble": {"combine": "losses", "weighting": "fixed"}}  # fmt: skip
     found = evaluation(0.8233, 4_000_000, rng)
-    found["teacher"] = {key: {"agreement": 0.9 - 0.02 * at, "kl": 0.08 + 0.01 * at} for at, key in enumerate(settings["teachers"])}
+    found["teacher"] = {
+        key: {"agreement": 0.9 - 0.02 * at, "kl": 0.08 + 0.01 * at} for at, key in enumerate(settings["teachers"])
+    }
     found["teachers"]["outside"] = {"accuracy": 0.8021, "nll": 0.41, "chance": 0.5}
     phases["student"] = manifest_phase("distill", found, 200, inputs=inputs, settings=settings)
-    parts = {f"{loss}/{key}": (1.9, 0.3) for loss in ("soft", "hint", "relation") for key in settings["teachers"]} | {"hard": (0.8, 0.4)}
+    parts = {f"{loss}/{key}": (1.9, 0.3) for loss in ("soft", "hint", "relation") for key in settings["teachers"]} | {
+        "hard": (0.8, 0.4)
+    }
     own = losses("student", 200, parts, rng, 3e-4)
     for line in own:
         if "loss" in line:

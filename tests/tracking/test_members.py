@@ -2,9 +2,6 @@
 
 import json
 
-import pytest
-
-from distill_system.tracking.panels import of_members
 from distill_system.tracking.report import write_report
 
 METRICS = {"accuracy": 0.8, "nll": 0.6, "samples": 500}
@@ -88,7 +85,9 @@ def test_a_cohort_tells_its_best_and_the_mean_of_all(tmp_path):
     )
     assert "The mean of all has 3.0 points of accuracy more than b alone." in html
     assert "all together" in html
-    assert "Validation: accuracy" in html
+    assert "Validation of cohort: accuracy" in html
+    assert "Loss of cohort: peer" in html
+    assert ">total<" not in html  # the sum over members says nothing
 
 
 def test_the_mean_may_be_worse(tmp_path):
@@ -149,15 +148,3 @@ def test_what_was_chosen_is_told_once(tmp_path):
     assert "What was chosen, and why" in html
     assert "0 ← 2, 1 ← 5" in html
     assert "together: &lt;b&gt;" in html
-
-
-@pytest.mark.parametrize(
-    ("keys", "kept"),
-    [
-        (["loss", "loss/hard", "loss/soft"], ["loss", "loss/hard", "loss/soft"]),
-        (["loss", "loss/a", "loss/a/hard", "loss/b", "loss/b/hard"], ["loss", "loss/a", "loss/b"]),
-        (["loss", "loss/soft/one", "loss/soft/two"], ["loss", "loss/soft/one", "loss/soft/two"]),
-    ],
-)
-def test_losses_of_members_are_drawn_as_a_whole(keys, kept):
-    assert of_members(keys) == kept

@@ -132,3 +132,31 @@ def test_no_rows_print_nothing_wrong():
     print_rows([], stream=out)
     summary_table({"run": "x", "phases": {}}, stream=out)
     assert "Traceback" not in out.getvalue()
+
+
+def test_members_losses_are_told_apart():
+    both = {"loss": 3.0, "loss/a": 1.1, "loss/b": 1.9, "loss/a/hard": 1.0, "grad_norm/a": 1.0, "grad_norm/b": 2.0}
+    assert progress.loss_words(both) == "a 1.10, b 1.90"
+    many = {f"{kind}/{role}": 2.0 for kind in ("loss", "grad_norm") for role in "abcde"} | {"loss": 10.0}
+    assert progress.loss_words(many) == "2.00 (mean of 5)"
+    assert progress.loss_words({"loss": 0.5, "loss/soft": 0.4, "grad_norm": 1.0}) == "0.500"
+    assert progress.loss_words({}) == ""
+
+
+def test_members_have_rows_below_their_phase(tmp_path):
+    members = {name: {"metrics": {"accuracy": value}, "parameters": 1000} for name, value in (("a", 0.7), ("b", 0.72))}
+    phase = {
+        "kind": "mutual",
+        "state": "finished",
+        "members": members,
+        "best_member": "b",
+        "ensemble": {"accuracy": 0.75},
+    }
+    write_json(tmp_path / "cohort" / "b" / "evaluation.json", {"latency": {"batch_1": {"p50_ms": 1.25}}})
+    out = io.StringIO()
+    summary_table({"run": "x", "phases": {"cohort": phase}}, tmp_path / "report" / "index.html", stream=out)
+    rows = [[cell.rstrip() for cell in row.split("│")[1:-1]] for row in out.getvalue().splitlines() if "│" in row]
+    assert [row[0] for row in rows] == [" cohort", "   a", "   b", "   all together"]
+    assert [row[1].strip() for row in rows] == ["mutual", "", "the best", "mean"]
+    assert "0.7500" in " ".join(rows[3])
+    assert rows[2][-1].strip() == "1.25 ms"
