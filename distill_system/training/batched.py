@@ -68,8 +68,7 @@ class Batched:
         self.aliases = {name: place[id(p)] for name, p in tables[0].items()}  # tied weights have several names
         self._trained = [table[name] for table in tables for name in self.trained]
         self._fixed = [table[name] for table in tables for name in self.fixed]
-        # Batched tensors have no symbolic sizes: each length of a batch is compiled anew, and runs uncompiled once there are too many.
-        self._run = torch.compile(self._together, dynamic=False) if compiled else self._together
+        self._run = torch.compile(self._together, dynamic=True) if compiled else self._together
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[..., C]` of each member."""
