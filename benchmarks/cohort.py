@@ -1,7 +1,7 @@
 """What several students, members and hints cost in a step; part of `python -m benchmarks.step`.
 
 A step is a forward of all that takes part, their losses and the backward, by one thread's CPU time, median of interleaved rounds; without the optimizer, which
-costs the same either way.
+costs the same either way. Tiny steps are taken twenty in a row: alone after a collection of garbage, they would measure cold caches.
 
 shared_teacher        N = 4 students on one teacher in one objective; peer: four objectives of one student, each with its own teacher forward. floor: the
                       computed (T + N S) / (N (T + S)) of the measured teacher T and student S. Goal: <= floor + 0.03.
@@ -91,11 +91,14 @@ def taught(students: dict[str, nn.Module], teacher: nn.Module, losses: dict[str,
     return step_of(objective, given, Faculty(frozen, Ensemble(), {"main": 1.0}, script.sources, "classification"))
 
 
-def ratio(ours: Step, peer: Step, rounds: int, floor: float | None = None) -> dict[str, Any]:
+def ratio(ours: Step, peer: Step, rounds: int, floor: float | None = None, *, row: int = 1) -> dict[str, Any]:
     for step in (ours, peer):  # caches, compilation
         for _ in range(2):
             step()
-    found = interleaved({"ours": ours, "peer": peer}, rounds)
+    arms = {
+        name: (lambda s=step: sum(s() for _ in range(row)) / row) for name, step in {"ours": ours, "peer": peer}.items()
+    }
+    found = interleaved(arms, rounds)
     one, other = (1000 * statistics.median(found[name]) for name in ("ours", "peer"))
     return figure(one, other, floor, "ms of CPU a step")
 
@@ -125,7 +128,8 @@ def cohort(sizes: Mapping[str, int], given: Batch, rounds: int, way: str) -> dic
     if way == "auto":
         times = measure_ways(batched, members, given, "classification")
         chosen = batched if times["batched_ms"] < GAIN * times["loop_ms"] else None
-    return ratio(step_of(mutual(members, chosen), given), step_of(mutual(members, None), given), rounds)
+    row = 20 if sizes is TINY else 1
+    return ratio(step_of(mutual(members, chosen), given), step_of(mutual(members, None), given), rounds, row=row)
 
 
 def hint(rounds: int) -> dict[str, Any]:
@@ -140,10 +144,10 @@ def measure(rounds: int, *, compiled: bool = True) -> Figures:
     tiny = batch(8, 8)
     found = {
         "shared_teacher": shared_teacher(rounds),
-        "cohort_tiny": cohort(TINY, tiny, 3 * rounds, "batched"),
+        "cohort_tiny": cohort(TINY, tiny, rounds, "batched"),
         "cohort_large": cohort(LARGE, batch(4, 64), max(2, rounds // 2), "auto"),
         "hint": hint(rounds),
     }
     if compiled:
-        found["cohort_tiny_compiled"] = cohort(TINY, tiny, 3 * rounds, "compiled")
+        found["cohort_tiny_compiled"] = cohort(TINY, tiny, rounds, "compiled")
     return found

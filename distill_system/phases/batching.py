@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distill_system import distributed
@@ -15,8 +16,10 @@ from distill_system.phases.base import Batch
 from distill_system.phases.context import Context
 from distill_system.phases.terms import Script
 from distill_system.settings import ZERO_STRATEGIES, Cohort
-from distill_system.training.batched import Batched, CantBatch
+from distill_system.training.batched import Batched
 from distill_system.training.emit import LOGITS, emit
+from distill_system.training.folded import CantBatch
+from distill_system.training.objective import Objective
 
 ROUNDS = 5  # of each way, one after the other
 GAIN = 0.95  # share of the loop's time below which the batched way is taken
@@ -35,9 +38,12 @@ def batch_members(
         reason = hindrance(context, members, script)
         if reason:
             raise CantBatch(reason)
+        for model in members.values():
+            model.to(context.device)
         batched = Batched(members, context.task, compiled=cohort.compile)
         batch = micro_batch(context, stores, pad_id)
         check(batched, members, batch, context.task)
+        check_losses(batched, members, script, batch, context.task)
     except CantBatch as error:
         context.note(f"cohort.batched: members run one after the other, because {error}")
         return None
@@ -92,6 +98,31 @@ def check(batched: Batched, members: Mapping[str, nn.Module], batch: Batch, task
         gap = float((together[name] - alone).detach().abs().max())
         if not gap <= 1e-4 * max(1.0, float(alone.detach().abs().max())):
             raise CantBatch(f"batched, {name} says something else (logits differ by {gap:.1e})")
+
+
+def check_losses(batched: Batched, members: Mapping[str, nn.Module], script: Script, batch: Batch, task: str) -> None:
+    """A loss of somebody's own may do what can't be done for several members at once.
+
+    Raises:
+        CantBatch: it fails, or finds something else.
+    """
+    heard = set(members) | {None}
+    terms = [term for term in script.terms if term.source in heard]  # those that are computed at once
+    ways = [Objective(members, script.losses, task=task, terms=terms, batched=one) for one in (None, batched)]
+    scale_L = torch.ones(len(terms), device=batch["valid"].device)
+    with torch.no_grad():
+        (_, alone_L), (_, together_L) = (_sums(way, batch, scale_L) for way in ways)
+    if not torch.allclose(alone_L, together_L, rtol=1e-4, atol=1e-5 * len(batch["valid"]), equal_nan=True):
+        raise CantBatch("a loss of several members at once says something else than one by one")
+
+
+def _sums(objective: Objective, batch: Batch, scale_L: Tensor) -> Any:
+    try:
+        return objective.train()(batch, None, scale_L)
+    except Exception as error:
+        raise CantBatch(
+            f"a loss can't be computed for several members at once ({str(error).splitlines()[0][:120]})"
+        ) from error
 
 
 def measure(batched: Batched, members: Mapping[str, nn.Module], batch: Batch, task: str) -> dict[str, float]:

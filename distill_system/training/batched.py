@@ -1,12 +1,12 @@
-"""Members of one architecture as one model: their parameters side by side, one forward of all (`torch.func.functional_call` under `vmap`).
+"""Members of one architecture as one model: their parameters side by side, one forward of all.
 
 A tiny model's step is mostly the dispatch of small kernels, which K members otherwise pay K times. Each member keeps its own parameters, names,
-optimizer groups and checkpoints: they are stacked inside the forward, and the gradient of the stack is dealt out to them.
+optimizer groups and checkpoints: they are stacked inside the forward, and the gradient of the stack is dealt out to them. Not by `torch.vmap`: each
+operation costs several times as much under it, and in torch 2.13 its linear layer refuses torch.compile's lengths that may change.
 
 Shapes: K members, B samples, C classes or words, L terms, G of them in a group; `...` is B or B, T.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from distill_system.models.common import DROPOUT, RANDOM_DEPTH
-from distill_system.training.emit import Batch, emit
+from distill_system.training.emit import Batch, model_inputs
+from distill_system.training.folded import CantBatch, fold
 
 OF_ONE_MODEL = ("_name_or_path", "transformers_version")  # entries of a config that tell nothing of the architecture
-
-
-class CantBatch(ValueError):
-    """Why these members can't run as one; reads on after "because"."""
 
 
 class Stack(torch.autograd.Function):
@@ -59,7 +56,8 @@ class Batched:
             raise CantBatch(reason)
         models = list(members.values())
         self.names, self.task = list(members), task
-        self.template = template_of(models[0])
+        self.template, layers, self.loose = fold(models[0], len(models))
+        self.rows = [f"{name}.rows" for name in layers]
         tables = [dict(model.named_parameters(remove_duplicate=False)) for model in models]
         own = [name for name, _ in models[0].named_parameters()]
         self.trained = [name for name in own if tables[0][name].requires_grad]
@@ -72,7 +70,7 @@ class Batched:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Logits `[..., C]` of each member."""
-        logits_K = self._run(self._stacked(), dict(batch))
+        logits_K = self._run(self._stacked(), model_inputs(self.template, batch))
         return dict(zip(self.names, logits_K.unbind(), strict=True))
 
     def _stacked(self) -> dict[str, Tensor]:
@@ -82,29 +80,20 @@ class Batched:
                 stacked |= zip(self.fixed, Stack.apply(len(self.names), *self._fixed), strict=True)
         return stacked
 
-    def _together(self, stacked: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
-        def one(parameters: dict[str, Tensor]) -> Tensor:
-            whole = {name: parameters[source] for name, source in self.aliases.items()}
-
-            def call(**inputs: Any) -> Any:
-                return torch.func.functional_call(self.template, whole, (), inputs, tie_weights=False)
-
-            return emit(self.template, batch, self.task, call=call).logits
-
-        # "different": a dropout of probability 0 counts as a random operation too.
-        return torch.vmap(one, randomness="different")(stacked)
-
-
-def template_of(model: nn.Module) -> nn.Module:
-    """A copy that is only code and buffers: its parameters hold nothing. Attention runs in the plain kernel there: the fused one knows no members."""
-    memo = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-        for p in model.parameters()
-    }
-    template = copy.deepcopy(model, memo)
-    if getattr(getattr(template, "config", None), "_attn_implementation", "eager") not in (None, "eager"):
-        template.set_attn_implementation("eager")
-    return template.train()
+    def _together(self, stacked: dict[str, Tensor], inputs: dict[str, Any]) -> Tensor:
+        """Logits `[K, ..., C]`."""
+        members = len(self.names)
+        row_B = next(x.view(len(x), -1)[:, 0] for x in inputs.values() if isinstance(x, Tensor))
+        given = {name: stacked[source] for name, source in self.aliases.items()}
+        for name in self.loose:
+            given[name] = given[name].flatten(0, 1).repeat_interleave(len(row_B), dim=0)
+        given |= dict.fromkeys(self.rows, row_B)
+        whole = {
+            name: x.repeat(members, *[1] * (x.dim() - 1)) if isinstance(x, Tensor) else x for name, x in inputs.items()
+        }
+        logits = torch.func.functional_call(self.template, given, (), whole, tie_weights=False).logits
+        logits = logits[:, :-1] if self.task == "causal_lm" else logits
+        return logits.reshape(members, len(row_B), *logits.shape[1:])
 
 
 def obstacle(members: Mapping[str, nn.Module]) -> str | None:

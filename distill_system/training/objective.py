@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_system.losses.base import Loss
+from distill_system.losses.several import alike, sums_at_once
 from distill_system.signals import IGNORE, Signals, Targets
 from distill_system.training.emit import LOGITS, Batch, Needs, emit
 
@@ -90,6 +91,11 @@ class Objective(nn.Module):
         self._autocast = autocast
         self._known = dict(known or {})
         self._exchange, self._batched = exchange, batched
+        peers = [entry for entry in self.own if batched is not None and entry[1].source in (None, *self.roles)]
+        groups = alike(peers, lambda entry: (self.loss_of(entry[1]), entry[1].source is None))
+        groups += [[entry] for entry in self.own if entry not in peers]
+        self._groups = [[term for _, term in group] for group in groups]
+        self._order = [number for group in groups for number, _ in group]
         self.role_names = list(dict.fromkeys(term.role for term in self.terms)) or list(self.roles)
         self.needs = {name: needs_of(name, (term for _, term in self.own), self.loss_of) for name in self.roles}
 
@@ -165,22 +171,11 @@ class Objective(nn.Module):
         if self._exchange is not None:
             heard |= self._exchange(signals)
         targets = self.targets(batch)
-        parts = []
-        for _, term in self.own:
-            source = heard[term.source] if term.source is not None else None
-            known_C = self._known.get(term.source or "")
-            student = signals[term.role] if known_C is None else restricted(signals[term.role], known_C)
-            own = self._for(term, targets)
-            if source is not None and source.trust is not None:
-                own = replace(own, weight=source.trust)
-            parts.append(self.loss_of(term)(student, source, own)[0].double())
-        sum_L = torch.zeros(len(self.terms), dtype=torch.float64, device=targets.valid.device)
-        index = [number for number, _ in self.own]
-        sum_L = (
-            sum_L.index_copy(0, torch.tensor(index, device=sum_L.device), torch.stack(parts))
-            if len(index) < len(sum_L)
-            else torch.stack(parts)
-        )
+        parts = [self._sums(terms, signals, heard, targets) for terms in self._groups]
+        sum_L = torch.stack(parts) if self._batched is None else torch.cat([part.view(-1) for part in parts])
+        if self._order != list(range(len(self.terms))):
+            all_L = torch.zeros(len(self.terms), dtype=torch.float64, device=sum_L.device)
+            sum_L = all_L.index_copy(0, torch.tensor(self._order, device=sum_L.device), sum_L)
         loss = (sum_L * scale_L).sum().float()
         for name, said in signals.items():
             if (
@@ -188,6 +183,28 @@ class Objective(nn.Module):
             ):  # every parameter must take part in the backward, or DDP waits for its gradient
                 loss = loss + 0.0 * torch.where(said.logits.isfinite(), said.logits, 0.0).sum()
         return loss, sum_L.detach()
+
+    def _sums(
+        self,
+        terms: Sequence[Term],
+        signals: Mapping[str, Signals],
+        heard: Mapping[str, Signals],
+        targets: Targets,
+    ) -> Tensor:
+        """Sums `[G]` of terms whose losses are alike; a number of one term."""
+        sources = [heard[term.source] if term.source is not None else None for term in terms]
+        if len(terms) > 1:
+            said = [source.logits for source in sources if source is not None]
+            return sums_at_once(
+                self.loss_of(terms[0]), [signals[term.role].logits for term in terms], said or None, targets
+            ).double()
+        ((term,), (source,)) = terms, sources
+        known_C = self._known.get(term.source or "")
+        student = signals[term.role] if known_C is None else restricted(signals[term.role], known_C)
+        own = self._for(term, targets)
+        if source is not None and source.trust is not None:
+            own = replace(own, weight=source.trust)
+        return self.loss_of(term)(student, source, own)[0].double()
 
     def _signals(self, batch: Batch) -> dict[str, Signals]:
         if self._batched is not None and self.training:

@@ -9,7 +9,8 @@ from distill_system.losses.logits import SoftTarget
 from distill_system.losses.task import HardLabel
 from distill_system.phases import batching
 from distill_system.phases.mutual import Mutual
-from distill_system.training.batched import Batched, CantBatch
+from distill_system.training.batched import Batched
+from distill_system.training.folded import CantBatch
 from tests.phases.work import context, recipe
 
 
