@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from distill_system.config.across import weighs
 from distill_system.config.graph import layers_of, layers_of_recipe
 from distill_system.config.instantiate import instantiate
 from distill_system.config.recipes import ASSISTANTS, GROUPS, data_node, recipes_of
@@ -96,12 +97,10 @@ def check_labels(config: dict[str, Any], name: str) -> list[Problem]:
     if source.task == "causal_lm":
         return []
     losses = {**(phase.get("losses") or {}), **(phase.get("peer_losses") or {})}
-    soft = [
-        loss
-        for loss in losses.values()
-        if loss.get("weight", 1.0) and signature_of_target(loss["_target_"]).attributes.get("needs_teacher")
+    told = [
+        signature_of_target(loss["_target_"]).attributes for loss in losses.values() if weighs(loss.get("weight", 1.0))
     ]
-    if soft:
+    if any(loss.get("needs_teacher") and not loss.get("needs_labels") for loss in told):
         return []
     if none_known(source):
         text = "learn from labels alone, but no training row has one"

@@ -24,6 +24,8 @@ def members_of(phase: dict[str, Any]) -> list[str]:
     """Names of the members (or steps) that a phase leaves; empty where it leaves one model only."""
     if is_chain(phase):
         return step_names(phase)
+    if (phase.get("cohort") or {}).get("artifact") == "best":  # the others' models are thrown away
+        return []
     return [key.partition(".")[2] for key in recipes_of(phase) if "." in key]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from distill_system.data import augment, base
 from distill_system.data import labels as label_settings
 from distill_system.data.augment import Augmentation
-from distill_system.data.pictures import LABEL_SETTINGS, Pictures, Preprocessing, preprocessing_problems, view_settings
+from distill_system.data.pictures import Pictures, Preprocessing, preprocessing_problems, view_settings
 from distill_system.debian import fetch_debian_package
 from distill_system.errors import Problem, refuse
 from distill_system.schema import Count, Fraction, Index, ProperFraction
@@ -51,6 +51,7 @@ class FashionMnist:
         label_noise: share of the labelled training pictures that get another label on purpose, or a group {rate, kind, seed}.
         labelled: share of the labelled training pictures that keep their label; the others learn from a teacher only.
         without_classes: labels whose pictures are left out of the training pictures.
+        unlabelled: whether training pictures without a label are kept for teachers to label, or dropped (a phase that learns from labels alone).
         package: name of the Debian package.
     """
 
@@ -70,6 +71,7 @@ class FashionMnist:
     label_noise: Fraction | LabelNoise = 0.0
     labelled: Fraction = 1.0
     without_classes: list[str] = field(default_factory=list)
+    unlabelled: Literal["keep", "drop"] = "keep"
     package: str = "dataset-fashion-mnist"
 
     def problems(self, key: str = "data") -> list[Problem]:
@@ -78,9 +80,7 @@ class FashionMnist:
         problems += preprocessing_problems(key, self.size, self.channels, prepared.mean, prepared.std)
         if self.augment != "none":
             problems += Augmentation(self.shift, self.flip, self.cutout).problems(key, self.size)
-        return problems + label_settings.setting_problems(
-            key, label_noise=self.label_noise, without_classes=self.without_classes, names=LABELS
-        )
+        return problems + label_settings.problems_of(self, key, LABELS)
 
     def label_names(self) -> list[str]:
         return list(LABELS)
@@ -122,7 +122,8 @@ class FashionMnist:
 
     def content(self) -> dict:
         settings = {
-            name: getattr(self, name) for name in ("size", "channels", "validation_fraction", "limit", *LABEL_SETTINGS)
+            name: getattr(self, name)
+            for name in ("size", "channels", "validation_fraction", "limit", *label_settings.SETTINGS)
         }
         settings["label_noise"] = label_settings.settings_of(self.label_noise)
         return {"source": type(self).__name__, "files": FILES} | settings

@@ -11,7 +11,6 @@ from distill_system.data import augment, base
 from distill_system.data import labels as label_settings
 from distill_system.data.augment import Augmentation
 from distill_system.data.pictures import (
-    LABEL_SETTINGS,
     Pictures,
     Preprocessing,
     Unreadable,
@@ -51,6 +50,7 @@ class ImageFolder:
         label_noise: share of the labelled training pictures that get another label on purpose, or a group {rate, kind, seed}.
         labelled: share of the labelled training pictures that keep their label; the others learn from a teacher only.
         without_classes: labels whose pictures are left out of the training pictures.
+        unlabelled: whether training pictures without a label are kept for teachers to label, or dropped (a phase that learns from labels alone).
     """
 
     task = "classification"
@@ -72,6 +72,7 @@ class ImageFolder:
     label_noise: Fraction | LabelNoise = 0.0
     labelled: Fraction = 1.0
     without_classes: list[str] = field(default_factory=list)
+    unlabelled: Literal["keep", "drop"] = "keep"
 
     def problems(self, key: str = "data") -> list[Problem]:
         """Settings, folders, and the first pictures of each split."""
@@ -95,9 +96,7 @@ class ImageFolder:
         problems = base.label_problems(f"{key}.path", splits, False)  # type: ignore[arg-type]
         if not problems:
             names = base.label_order(splits["train"].labels)
-            problems = label_settings.setting_problems(
-                key, label_noise=self.label_noise, without_classes=self.without_classes, names=names
-            )
+            problems = label_settings.problems_of(self, key, names)
         return problems + self._unreadable(splits, key)
 
     def label_names(self) -> list[str]:
@@ -119,7 +118,15 @@ class ImageFolder:
         return self.augment != "none"
 
     def content(self) -> dict:
-        names = ("size", "channels", "resize", "validation_fraction", "test_fraction", "limit", *LABEL_SETTINGS)
+        names = (
+            "size",
+            "channels",
+            "resize",
+            "validation_fraction",
+            "test_fraction",
+            "limit",
+            *label_settings.SETTINGS,
+        )
         settings = {name: getattr(self, name) for name in names}
         settings["label_noise"] = label_settings.settings_of(self.label_noise)
         return {"source": type(self).__name__, "files": self._digests} | settings

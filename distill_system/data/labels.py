@@ -12,6 +12,7 @@ from distill_system.data.base import hash_unit
 from distill_system.errors import Problem, nearest
 from distill_system.settings import LabelNoise
 
+SETTINGS = ("label_noise", "labelled", "without_classes", "unlabelled")  # of every source that has labels
 LABELLED_SALT = "labelled"
 
 
@@ -109,8 +110,7 @@ def with_training_rows(splits: dict[str, R], source: Any) -> dict[str, R]:
     """The splits with the training rows after what the settings of `source` (parameters of `training_rows`) do to them."""
     if "train" not in splits:
         return splits
-    names = ("label_noise", "labelled", "without_classes", "unlabelled")
-    settings = {name: getattr(source, name) for name in names if hasattr(source, name)}
+    settings = {name: getattr(source, name) for name in SETTINGS if hasattr(source, name)}
     return splits | {"train": training_rows(splits["train"], source.label_names(), **settings)}
 
 
@@ -173,7 +173,7 @@ def setting_problems(
 
 def problems_of(source: Any, key: str, names: Sequence[str] = ()) -> list[Problem]:
     """`setting_problems` of the settings that a source has."""
-    settings = ("label_noise", "without_classes", "labelled", "unlabelled", "task")
+    settings = (*SETTINGS, "task")
     return setting_problems(key, names=names, **{n: getattr(source, n) for n in settings if hasattr(source, n)})
 
 

@@ -19,7 +19,6 @@ from distill_system.errors import Problem
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LABEL_SETTINGS = ("label_noise", "labelled", "without_classes")  # of every source, see data.labels
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # of Pillow, 8 bit; 16-bit ones would be clipped
 
 

@@ -42,6 +42,7 @@ class Loss(nn.Module):
 
     # Restated by each loss: the config check reads them from the class's own source, without importing this module.
     needs_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False  # whether an unlabelled row teaches nothing
     needs: ClassVar[tuple[str, ...]] = ("logits",)  # what it reads of both roles: fields of Signals
     tasks: ClassVar[tuple[str, ...]] = ALL_TASKS  # where it has a meaning
     weighs_rows: ClassVar[bool] = False  # whether it honours `Targets.weight`

@@ -82,6 +82,7 @@ class CorrectedLabel(Loss):
     """
 
     needs_teacher = True
+    needs_labels = True
     needs = ("logits",)
     tasks = ("classification", "token_classification", "causal_lm")
     weighs_rows = True

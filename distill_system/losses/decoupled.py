@@ -73,6 +73,7 @@ class Decoupled(Loss):
     """
 
     needs_teacher = True
+    needs_labels = True
     needs = ("logits",)
     tasks = ("classification", "token_classification", "causal_lm")
     weighs_rows = True

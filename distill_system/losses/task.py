@@ -98,6 +98,7 @@ class HardLabel(Loss):
     """
 
     needs_teacher = False
+    needs_labels = True
     needs = ("logits",)
     tasks = ("classification", "multi_label", "regression", "token_classification", "causal_lm")
 

@@ -147,7 +147,7 @@ def train(
         exchange=exchange_logits(roles) if roles and distributed.division() else None,
         batched=batch_members(models, script, stores, pad_id_of(tokenizer)) if batch_members else None,
     )
-    check_trainable(objective, context.name)
+    check_trainable(objective, context.name, "members" if peer_losses else "students")
     engine = make_engine(objective, training, context.device)
     data = data_module(context, stores, tokenizer, start_step=0, total_steps=0)
     total_steps = steps_of(training, data.steps_per_epoch)
@@ -208,10 +208,10 @@ def data_module(context: Context, stores: Stores, tokenizer: Any, *, start_step:
     )
 
 
-def check_trainable(objective: Objective, phase: str) -> None:
+def check_trainable(objective: Objective, phase: str, group: str) -> None:
     for role, model in objective.roles.items():
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            place = "model" if len(objective.role_names) == 1 else role
+            place = "model" if len(objective.role_names) == 1 else f"{group}.{role}"
             raise refuse(f"phases.{phase}.{place}.frozen", "freezes every parameter: there is nothing to train")
 
 

@@ -5,6 +5,7 @@ Shapes: B samples, T tokens, C classes, K members.
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from distill_system import distributed
 from distill_system.errors import refuse
 from distill_system.evaluation.evaluate import finite, phase_evaluation
 from distill_system.evaluation.predict import predict
-from distill_system.files import write_json
+from distill_system.files import read_json, write_json
 from distill_system.phases.base import Batch
 from distill_system.phases.context import Context, Trained
 from distill_system.phases.finish import split_of
@@ -60,13 +61,30 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     return shapes and all(torch.equal(p, theirs[name]) for name, p in mine.items())
 
 
-def place(cohort: Cohort, members: Mapping[str, nn.Module], training: Training) -> tuple[bool, str | None]:
-    """Whether members live on ranks of their own, and for `auto` a sentence that says why."""
+def place(cohort: Cohort, members: Mapping[str, nn.Module], training: Training, kept: Path) -> tuple[bool, str | None]:
+    """Whether members live on ranks of their own, and for `auto` a sentence that says why.
+
+    Args:
+        cohort: the settings.
+        members: by name.
+        training: of the phase.
+        kept: file with what `auto` has chosen once: the memory that is free differs from start to start, a resumed run doesn't.
+    """
     ranks, count = distributed.world(), len(members)
     if cohort.placement != "auto":
         return cohort.placement == "spread", None
     if ranks % count or ranks < count:
         return False, f"cohort.placement is together: {ranks} ranks can't be dealt to {count} members"
+    if not distributed.from_main(kept.is_file()):
+        spread, words = by_memory(members, training)
+        distributed.main_only(lambda: write_json(kept, {"spread": spread, "why": words}))
+    chosen = read_json(kept)
+    return chosen["spread"], chosen["why"]
+
+
+def by_memory(members: Mapping[str, nn.Module], training: Training) -> tuple[bool, str]:
+    """Together as long as that leaves enough memory: then nothing has to be sent."""
+    ranks, count = distributed.world(), len(members)
     parameters = [sum(p.numel() for p in model.parameters()) for model in members.values()]
     sharded = ranks if training.strategy in ZERO_STRATEGIES else 1
     needed = STATE_BYTES * sum(parameters) / sharded

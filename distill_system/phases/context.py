@@ -34,21 +34,18 @@ class Context:
     artifacts: dict[str, Path]  # models of the finished phases, and `phase.member` of their members
     write: Callable[[list[dict[str, Any]]], None]  # takes journal lines, on rank 0
     rewind: Callable[..., Any]  # drops journal lines after a step, on rank 0; the phase's, or those of a title
-    announce: Callable[
-        ..., Any
-    ]  # told the total number of steps, on rank 0, and the title if it isn't the phase's name
+    announce: Callable[..., Any]  # told the total of steps, on rank 0, and the title if it isn't the phase's name
     stop_asked: Callable[[], bool]
-    end: Callable[..., Any] = lambda *_: (
-        None
-    )  # told title, step, metrics and warnings where a step of a phase ends, on rank 0
+    # Told title, step, metrics and warnings where a step of a phase ends, on rank 0.
+    end: Callable[..., Any] = lambda *_: None
+    # Says a sentence to the person at the terminal, on rank 0.
+    tell: Callable[[str], None] = lambda sentence: None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was chosen and why: told in the report, no cause for worry
     member: str | None = None  # of the phase, where this speaks of one of several
     seed_as: str | None = None  # phases of one word see the same batches; None: the phase's own name
     inputs: dict[str, Any] = field(default_factory=dict)  # what the phase takes from elsewhere, as the manifest has it
     settings: dict[str, Any] = field(default_factory=dict)  # over the phase's own in the passport
-
-    tell: Callable[[str], None] = lambda sentence: None  # says it to the person at the terminal, on rank 0
 
     def note(self, sentence: str) -> None:
         """Something that was chosen, and why: told once, and kept for the report."""

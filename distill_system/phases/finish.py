@@ -231,7 +231,7 @@ def record(context: Context, trained: Trained, evaluation: dict[str, Any], folde
         "steps": trained.outcome.progress.step,
     }
     settings = phase["settings"] | context.settings
-    recipe = settings.get("model") or {}
+    recipe = own_recipe(settings, context.member)
     bases = [name for name in (recipe.get("package"), recipe.get("name")) if name]
     inherited = [
         name for value in inputs.values() if "phase" in value for name in _bases(context.artifacts[value["phase"]])
@@ -248,6 +248,14 @@ def record(context: Context, trained: Trained, evaluation: dict[str, Any], folde
         command=manifest.command,
         extra={"size": evaluation["size"], "latency": evaluation["latency"], "teacher": evaluation["teacher"]},
     )
+
+
+def own_recipe(settings: Mapping[str, Any], member: str | None) -> Mapping[str, Any]:
+    """The recipe that a model was made from: the phase's, or that of one of its students or members."""
+    for group in ("students", "members"):
+        if member in (settings.get(group) or {}):
+            return settings[group][member]
+    return settings.get("model") or {}
 
 
 def _bases(folder: Path) -> list[str]:

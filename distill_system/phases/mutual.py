@@ -61,7 +61,7 @@ class Mutual:
         roles = list(members)
         stores = base.load_data(context, tokenizer)
         teachers, weights = load_teachers(self.teachers, context, members, tokenizer, stores, self.ensemble)
-        spread, why = place(self.cohort, members, context.training)
+        spread, why = place(self.cohort, members, context.training, context.folder / "placement.json")
         if why:
             context.note(why)
         with distributed.divided(len(roles)) if spread else contextlib.nullcontext() as division:

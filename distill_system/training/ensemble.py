@@ -140,8 +140,11 @@ def together(said: Mapping[str, Signals], share: Mapping[str, Tensor], combine: 
             real = z != -torch.inf
             return z.masked_fill(~real, 0.0).sum(-1, keepdim=True) / real.sum(-1, keepdim=True)
 
-        total = sum(share[name].unsqueeze(-1) * ((z - finite_mean(z)) if centre else z) for name, z in parts.items())
-        assert isinstance(total, Tensor)
+        total = torch.zeros((), dtype=torch.float64)
+        for name, z in parts.items():
+            part = share[name].unsqueeze(-1)
+            # Who has no share has no word cut either: 0 * -inf would be NaN.
+            total = total + torch.where(part > 0, part * ((z - finite_mean(z)) if centre else z), 0.0)
         return total.to(dtype)
     logs = []
     for name, z in parts.items():

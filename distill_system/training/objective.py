@@ -177,11 +177,9 @@ class Objective(nn.Module):
             all_L = torch.zeros(len(self.terms), dtype=torch.float64, device=sum_L.device)
             sum_L = all_L.index_copy(0, torch.tensor(self._order, device=sum_L.device), sum_L)
         loss = (sum_L * scale_L).sum().float()
-        for name, said in signals.items():
-            if (
-                "logits" not in self.needs[name]
-            ):  # every parameter must take part in the backward, or DDP waits for its gradient
-                loss = loss + 0.0 * torch.where(said.logits.isfinite(), said.logits, 0.0).sum()
+        # Every parameter must take part in the backward, or DDP waits for its gradient.
+        for logits in [said.logits for name, said in signals.items() if "logits" not in self.needs[name]]:
+            loss = loss + 0.0 * torch.where(logits.isfinite(), logits, 0.0).sum()
         return loss, sum_L.detach()
 
     def _sums(

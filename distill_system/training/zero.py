@@ -75,11 +75,12 @@ class ZeroEngine:
         self.engine.step()  # skips by itself when the norm isn't finite
         own = list(self.objective.roles)
         if self.optimizer.overflow:
-            norms = dict.fromkeys(own, torch.tensor(float("nan")))
+            norms = dict.fromkeys(own, torch.tensor(float("nan"), device=self.engine.device))
         elif self.clipping:
             norms = self.clipping.norms()
         else:
-            norms = {own[0]: torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32)}
+            norm = self.engine.get_global_grad_norm()
+            norms = {own[0]: torch.as_tensor(norm, dtype=torch.float32, device=self.engine.device)}
         return in_order(norms, self.objective.role_names)
 
     def pieces(self) -> Iterator[Piece]:

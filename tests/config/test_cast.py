@@ -73,6 +73,10 @@ CASES = [
         "~phases.student.losses.soft data.labelled=0",
         "phases.student.losses: learn from labels alone, but no training row has one; add a loss that hears a teacher",
     ),
+    (
+        "losses@phases.student.losses.soft=corrected_label data.labelled=0",
+        "phases.student.losses: learn from labels alone, but no training row has one; add a loss that hears a teacher",
+    ),
     # chains
     ("{chain} phases.chain.count=0", "phases.chain.count: is 0 and phases.chain.assistants is empty: a chain without"),
     ("{chain} phases.chain.count=-1", "phases.chain.count: is -1, must be >= 0"),

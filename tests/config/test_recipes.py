@@ -42,6 +42,12 @@ def test_a_member_is_found_and_a_stranger_is_not():
     assert recipe_of(CONFIG, "teacher") == {"_target_": "t"}
 
 
+def test_members_that_are_thrown_away_can_t_be_taken():
+    phase = CONFIG["phases"]["cohort"] | {"cohort": {"artifact": "best"}}
+    assert outputs({"phases": {"cohort": phase}}) == ["cohort"]
+    assert list(recipes_of(phase)) == ["members.a", "members.b"]
+
+
 def test_a_phase_s_data_lies_over_the_run_s():
     assert data_node(CONFIG, "cohort") == {"path": "x", "label_noise": {"rate": 0.2, "seed": 1}}
     assert data_node(CONFIG, "teacher") == data_node(CONFIG) == CONFIG["data"]

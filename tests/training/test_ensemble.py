@@ -73,6 +73,18 @@ def test_cut_words_stay_cut():
         assert mixed[:, :3].isfinite().all()
 
 
+@pytest.mark.parametrize("combine", ["probabilities", "logits"])
+def test_a_teacher_without_a_share_cuts_nothing(combine):
+    """Its words of -inf, times a share of 0, are nothing, and no NaN."""
+    said = {
+        "a": Signals(LOGITS["a"]),
+        "b": Signals(LOGITS["b"].masked_fill(torch.tensor([False, False, True]), -math.inf)),
+    }
+    share = {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([0.0, 0.0])}
+    mixed = together(said, share, combine, "classification")
+    torch.testing.assert_close(mixed.double().softmax(-1), probs("a"), rtol=1e-6, atol=1e-7)
+
+
 def test_multi_label_averages_each_label():
     share = dict.fromkeys(LOGITS, torch.tensor([0.5, 0.5]))
     mixed = together({n: Signals(z) for n, z in LOGITS.items()}, share, "probabilities", "multi_label")
