@@ -10,7 +10,8 @@ from distill_system.errors import Refusal
 from distill_system.losses.logits import SoftTarget
 from distill_system.losses.task import HardLabel
 from distill_system.phases import cohort
-from distill_system.phases.finish import own_recipe
+from distill_system.phases.context import Member
+from distill_system.phases.finish import best_member, own_recipe
 from distill_system.phases.mutual import Mutual
 from distill_system.settings import Cohort, Training
 from distill_system.training.objective import Objective, Term
@@ -100,6 +101,17 @@ def test_what_is_kept(tmp_path, keep, left):
     assert there == (left or [best])
     assert (made.folder / "model" / "model.safetensors").is_file()
     assert json.loads((made.folder / "evaluation.json").read_text()) == result.members[best].evaluation
+
+
+def test_the_best_is_chosen_on_validation_rows_in_the_good_direction():
+    found = {
+        name: Member(None, {"metrics": {"accuracy": a, "nll": n}}) for name, a, n in (("a", 0.7, 0.9), ("b", 0.8, 0.5))
+    }
+    assert best_member(found, {"a": 0.6, "b": 0.9}, "accuracy") == "b"
+    assert best_member(found, {"a": 0.9, "b": 0.6}, "accuracy") == "a"  # whatever the test rows say
+    assert best_member(found, {"a": 0.9, "b": 0.6}, "nll") == "b"
+    assert best_member(found, {}, "accuracy") == "b"  # no validation rows
+    assert best_member(found, {"a": 0.6, "b": 0.6}, "accuracy") == "a"
 
 
 def test_a_member_s_recipe_is_its_own():

@@ -93,6 +93,35 @@ def test_a_member_s_loss_gives_exactly_no_gradient_to_its_peers(member):
             assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
 
 
+class Leaky(SoftTarget):
+    """A loss that forgets to cut its teacher's gradient."""
+
+    def forward(self, student, teacher, targets):
+        return (student.logits - teacher.logits).square().sum(), self.count(targets)
+
+
+def test_a_loss_that_would_leak_can_t():
+    script = write_script(["a", "b"], {"hard": HardLabel()}, peer_losses={"peer": Leaky()})
+    objective = Objective({"a": Net(1), "b": Net(2)}, script.losses, task="classification", terms=script.terms)
+    loss, _ = objective(batch(0), None, torch.tensor([float(term.role == "a") for term in script.terms]))
+    loss.backward()
+    assert objective.roles["a"].head.weight.grad.abs().max() > 0
+    assert not any(p.grad is not None and p.grad.any() for p in objective.roles["b"].parameters())
+
+
+def test_a_teacher_s_trust_weighs_its_loss_row_by_row():
+    script = write_script(["student"], {"soft": SoftTarget(1.0)}, teachers={"main": 1.0})
+    objective = Objective({"student": Net(1, dropout=0.0)}, script.losses, task="classification", terms=script.terms)
+    given = batch(0)
+    said = heard(given)["main"]
+    trust = torch.linspace(0, 1, len(given["index"]))
+    _, sums = objective(given, {"main": Signals(said.logits, trust=trust)}, torch.ones(1))
+    p, q = said.logits.double().softmax(-1), objective(given).double().softmax(-1)
+    expected = (trust * (p * (p.log() - q.log())).sum(-1)).sum()
+    assert float(sums[0]) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(objective.count(given)) == len(trust)  # trust is shared out, rows still count
+
+
 def test_members_say_what_they_say_alone():
     """A member's terms in a cohort are those of the two models run by hand."""
     script = write_script(["a", "b"], {"hard": HardLabel()}, peer_losses={"peer": SoftTarget(1.0)})

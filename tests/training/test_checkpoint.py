@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from distill_system.files import TEMPORARY, digest_value
+from distill_system.losses.task import HardLabel
 from distill_system.training import checkpoint
 from distill_system.training.checkpoint import Damaged, Store
-from tests.training.tiny import engine, equal, state, train_step
+from distill_system.training.engine import PlainEngine
+from distill_system.training.objective import Objective, Term
+from tests.training.tiny import CPU, Net, engine, equal, state, train_step, training
 
 NOTE = {"identity": "mine", "progress": {"step": 0, "best_step": {}}}
 
@@ -246,3 +249,22 @@ def test_the_library_s_own_error_for_a_full_disk_is_one_too(trained, tmp_path, m
     with pytest.raises(OSError, match="could not be written") as raised:
         save(tmp_path, trained)
     assert raised.value.errno == errno.ENOSPC
+
+
+def test_one_role_is_brought_back_and_the_other_stays(tmp_path):
+    """Roles have their best weights at different steps."""
+    terms = [Term(f"{role}/hard", role) for role in "ab"]
+
+    def made(seeds):
+        losses = {term.name: HardLabel() for term in terms}
+        roles = {role: Net(seed) for role, seed in zip("ab", seeds, strict=True)}
+        return PlainEngine(Objective(roles, losses, task="classification", terms=terms), training(), CPU)
+
+    before, now = made((1, 2)), made((3, 4))
+    checkpoint.save(tmp_path / "best", before, NOTE, weights_only=True)
+    store, fault = checkpoint.opened(tmp_path / "best", "mine")
+    assert fault == ""
+    checkpoint.load(store, now, weights_only=True, role="a")
+    heads = {role: model.head.weight for role, model in now.objective.roles.items()}
+    assert torch.equal(heads["a"], before.objective.roles["a"].head.weight)
+    assert torch.equal(heads["b"], Net(4).head.weight)

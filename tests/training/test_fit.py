@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+from distill_system import distributed
 from distill_system.files import read_json
 from distill_system.settings import Training
 from distill_system.training import checkpoint
@@ -250,3 +251,19 @@ def test_other_strategies_read_it_by_name(straight, tmp_path):
 )
 def test_steps_of_a_phase(settings, expected):
     assert steps_of(Training(**settings), 10) == expected
+
+
+def test_buffers_are_the_lead_rank_s_before_anything_is_measured_or_handed_on(tmp_path, monkeypatch):
+    """Each rank has seen other rows: what they say of running statistics differs."""
+    monkeypatch.setattr(distributed, "from_lead", lambda tensor: tensor.fill_(7.0))
+    measured = []
+
+    def validate(one):
+        measured.append(float(one.objective.student.seen))
+        return {"accuracy": 0.5}
+
+    bench = Bench(tmp_path, total_steps=3, validate=validate)
+    bench.run()
+    assert measured == [7.0]
+    assert float(bench.engine.objective.student.seen) == 7.0
+    assert not (bench.engine.objective.student.head.weight == 7.0).any()
