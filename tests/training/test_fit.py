@@ -8,6 +8,8 @@ import torch
 
 from distill_system import distributed
 from distill_system.files import read_json
+from distill_system.losses.logits import SoftTarget
+from distill_system.losses.task import HardLabel
 from distill_system.settings import Training
 from distill_system.training import checkpoint
 from distill_system.training.fit import steps_of
@@ -267,3 +269,26 @@ def test_buffers_are_the_lead_rank_s_before_anything_is_measured_or_handed_on(tm
     assert measured == [7.0]
     assert float(bench.engine.objective.student.seen) == 7.0
     assert not (bench.engine.objective.student.head.weight == 7.0).any()
+
+
+class Watched(SoftTarget):
+    """Notes the temperature of each step."""
+
+    def __init__(self, seen):
+        super().__init__({"start": 4.0, "end": 1.0, "shape": "linear"}, weight={"start": 1.0, "end": 0.0})
+        self.seen = seen
+
+    def forward(self, student, teacher, targets):
+        self.seen.append(self.current(self.temperature))
+        return super().forward(student, teacher, targets)
+
+
+def test_temperatures_and_weights_follow_the_steps_also_after_a_resume(tmp_path):
+    seen = []
+    bench = Bench(tmp_path, total_steps=6, checkpoint_every=3)
+    losses = {"soft": Watched(seen), "hard": HardLabel()}
+    bench.run(stop_at=3, settings={"losses": losses})
+    bench.run(settings={"losses": {"soft": Watched(seen), "hard": HardLabel()}})
+    assert seen == pytest.approx([4.0, 3.5, 3.0, 2.5, 2.0, 1.5])
+    weights = [line["weight/soft"] for line in bench.lines if "weight/soft" in line]
+    assert weights == pytest.approx([1 - step / 6 for step in range(6)])
