@@ -122,3 +122,28 @@ def test_the_gate_of_now_judges_what_is_finished(tmp_path):
     assert "phase student has accuracy 0.4, its gate asks for at_least 0.5 (phases.student.gate)" in said
     eased = config() | {"phases": {"student": PHASE | {"gate": {"metric": "accuracy", "at_least": 0.3}}}}
     assert first_failed_gate(eased, manifest) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [("placement", "spread", True), ("batched", "auto", True), ("compile", True, True), ("artifact", "best", False)],
+)
+def test_where_members_live_decides_nothing(key, value, same):
+    cohort = {"placement": "auto", "batched": "never", "compile": False, "artifact": "all"}
+    one, other = (settings(phases={"student": PHASE | {"cohort": given}}) for given in (cohort, cohort | {key: value}))
+    assert (one == other) is same
+
+
+def test_members_are_found_by_the_phase_s_name_and_theirs(tmp_path):
+    manifest = Manifest(tmp_path, "run")
+    manifest.update("cohort", state="finished", digest="d", members={"a": {"digest": "x"}, "b": {"digest": "y"}})
+    for folder in ("cohort/model", "cohort/a/model"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert manifest.models() == {"cohort": tmp_path / "cohort/model", "cohort.a": tmp_path / "cohort/a/model"}
+    assert [manifest.digest(name) for name in ("cohort", "cohort.a", "cohort.b", "cohort.c", "x.a")] == [
+        "d",
+        "x",
+        "y",
+        None,
+        None,
+    ]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from distill_system import distributed
 from distill_system.tracking.journal import encode
 from distill_system.training.recorder import Recorder, TooManyBadSteps
 
@@ -66,6 +67,52 @@ def test_nothing_is_fetched_between_the_first_steps_and_a_flush():
 def test_samples_and_tokens_are_counted():
     recorder, _ = record(steps=7)
     assert (recorder.samples, recorder.tokens) == (28, 140)
+
+
+def test_members_that_live_apart_are_joined_and_rows_count_once(monkeypatch):
+    """Two parts of one rank each, which see the same rows: each has the terms of its own member, and the sum over ranks has all."""
+    monkeypatch.setattr(distributed, "parts", lambda: 2)
+
+    def gathered(tensor):
+        """As if the other part's figures came in: those of the mirrored member."""
+        terms, roles, steps = 2, 2, 1
+        width = 3 * terms + roles
+        own = tensor[:-2].view(steps, width)
+        other = torch.cat(
+            [
+                own[:, :terms].flip(1),
+                own[:, terms : 2 * terms].flip(1),
+                own[:, 2 * terms : 3 * terms].flip(1),
+                own[:, 3 * terms :].flip(1),
+            ],
+            1,
+        )
+        return torch.cat([(own + other).flatten(), 2 * tensor[-2:]])
+
+    monkeypatch.setattr(distributed, "sum_over_ranks", gathered)
+    lines = []
+    recorder = Recorder(
+        phase="p", names=["a/hard", "b/hard"], roles=["a", "b"], log_every=1, flush_every=1, max_bad_steps=0, total_steps=1, write=lines.extend
+    )  # fmt: skip
+    given = {"index": torch.arange(4), "labels": torch.zeros(4), "input_ids": torch.zeros(4, 5)}
+    recorder.add(1, torch.tensor([3.0, 0.0]), torch.tensor([0.6, 0.0]), 0.1, [given], [0.5, 0.0])
+    assert (recorder.samples, recorder.tokens) == (4, 20)
+    line = {
+        key: lines[0][key]
+        for key in ("loss", "loss/a/hard", "loss/b/hard", "loss/a", "loss/b", "grad_norm/a", "grad_norm/b")
+    }
+    assert line == pytest.approx(
+        {
+            "loss": 3.0,
+            "loss/a/hard": 3.0,
+            "loss/b/hard": 3.0,
+            "loss/a": 1.5,
+            "loss/b": 1.5,
+            "grad_norm/a": 0.6,
+            "grad_norm/b": 0.6,
+        }
+    )
+    assert lines[0]["grad_norm"] == pytest.approx((2 * 0.36) ** 0.5)
 
 
 @pytest.mark.parametrize("bad", [{"means": {4: [math.nan, 1.0]}}, {"norms": {4: math.inf}}, {"norms": {4: math.nan}}])
