@@ -181,13 +181,11 @@ def first(folder: Path) -> dict[str, Any]:
 
 
 def again(folder: Path) -> dict[str, Any]:
-    """Another number of ranks: a part of them."""
+    """Another number of ranks: every method that can live on them."""
     quick_latency()
     work = Methods(folder)
     world = distributed.world()
-    chosen = {
-        1: ("students", "inside", "trusted", "together"),
-        4: ("students", "inside", "trusted", "spread", "together"),
-    }
     strategy = {1: "zero2", 4: "zero3"}[world]
-    return {method: work.run(method, f"{method}-{strategy}-{world}", strategy=strategy) for method in chosen[world]}
+    apart = ("spread", "taught") if world == 1 else ()
+    chosen = [method for method in methods(folder) if method not in apart]
+    return {method: work.run(method, f"{method}-{strategy}-{world}", strategy=strategy) for method in chosen}
