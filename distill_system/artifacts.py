@@ -166,7 +166,14 @@ def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
     lines = [*front, "", f"# {_cell(title)}", ""]
     bases = ", ".join(f"`{name}`" for name in passport["base_models"])
     lines += [f"Made by distill_system{f' from {bases}' if bases else ''}; task: {task.replace('_', ' ')}.", ""]
-    lines += ["## How to load it", "", "```python", *_loading_code(task, pictures), "```", ""]
+    lines += [
+        "## How to load it",
+        "",
+        "```python",
+        *_loading_code(task, pictures, passport.get("format", "dense")),
+        "```",
+        "",
+    ]
     lines += [
         "## Lineage",
         "",
@@ -188,13 +195,19 @@ def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _loading_code(task: str, pictures: bool) -> list[str]:
+def _loading_code(task: str, pictures: bool, form: str) -> list[str]:
+    if form == "sparse":
+        return ["import distill_system", "", 'model = distill_system.load("path/to/this/folder")']
+    if form == "onnx":
+        return ["import onnxruntime", "", 'session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")']
+    # Layers have other sizes than the config can say; the few lines that read them lie in the folder.
+    consent = ", trust_remote_code=True" if form == "cut" else ""
     auto = IMAGE_AUTO_CLASS if pictures else AUTO_CLASSES.get(task, "AutoModel")
     name, reader = ("processor", "AutoImageProcessor") if pictures else ("tokenizer", "AutoTokenizer")
     return [
         f"from transformers import {auto}, {reader}",
         "",
-        f'model = {auto}.from_pretrained("path/to/this/folder")',
+        f'model = {auto}.from_pretrained("path/to/this/folder"{consent})',
         f'{name} = {reader}.from_pretrained("path/to/this/folder")',
     ]
 

@@ -11,6 +11,7 @@ Usage: distill COMMAND [experiment=NAME] [key=value ...]
 
   run [-m] experiment=NAME [key=value ...]   run or continue a graph of phases; -m: every combination of a=1,2,4
   evaluate PATH data=NAME [key=value ...]    quality, speed and size of a saved model (teacher=PATH compares)
+  export RUN/PHASE format=NAME [out=FOLDER]  a finished model as dense, sparse (compressed) or onnx
   report RUN                                 write the report of a run folder anew
   doctor [experiment=NAME ...]               check this machine; with a config, also the run, without training
   show [experiment=NAME ...]                 print the composed config
@@ -88,6 +89,12 @@ def evaluate(words: list[str]) -> int:
     return evaluate_main(rest, config_dir=options.get("--config-dir"))
 
 
+def export(words: list[str]) -> int:
+    from distill_system.commands.export import main as export_main
+
+    return export_main(words)
+
+
 def report(words: list[str]) -> int:
     from distill_system.errors import refuse
     from distill_system.tracking.report import write_report
@@ -153,6 +160,7 @@ def command_line(words: Sequence[str]) -> str:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
     "evaluate": evaluate,
+    "export": export,
     "report": report,
     "doctor": doctor,
     "show": show,

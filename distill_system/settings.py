@@ -107,6 +107,31 @@ class BornAgain:
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """How sparsity grows over the steps of a phase (`phases.<name>.schedule`)."""
+
+    shape: Literal["auto", "one_shot", "linear", "cubic", "exponential"] = "auto"  # cubic; of whole layers linear
+    initial_sparsity: ProperFraction = 0.0  # before the first round
+    final_sparsity: ProperFraction = 0.5  # after the last
+    begin: Fraction = (
+        0.1  # share of the steps after which the first round comes; scores of gradients look at the steps before
+    )
+    end: Fraction = 0.7  # share of the steps after which the last round comes; then the masks stay
+    rounds: Count = 5  # evenly spaced from begin to end; one_shot has one
+    every: Count | None = None  # steps between two rounds, instead of `rounds`
+    rewind: Literal["none", "learning_rate", "weights"] = (
+        "none"  # after each round: its schedule anew; weights too, to those of the first round
+    )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Rows of the training split that scores look at (`phases.<name>.calibration`)."""
+
+    samples: Count = 256  # the first so many of a fixed shuffle
+
+
+@dataclass(frozen=True)
 class LabelNoise:
     """Training labels that are changed on purpose (`data.label_noise`); validation and test keep theirs."""
 
@@ -148,6 +173,7 @@ class Config:
 __all__ = [
     "ZERO_STRATEGIES",
     "BornAgain",
+    "Calibration",
     "Cohort",
     "Config",
     "Ensemble",
@@ -155,6 +181,7 @@ __all__ = [
     "Gate",
     "LabelNoise",
     "PositiveSchedule",
+    "Pruning",
     "Run",
     "Schedule",
     "Teacher",

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from distill_system.config.instantiate import instantiate
-from distill_system.config.recipes import data_node, outputs, phase_of, recipe_of, recipes_of
+from distill_system.config.recipes import cuts_layers, data_node, outputs, phase_of, recipe_of, recipes_of, takes_whole
 from distill_system.errors import Problem, nearest
 from distill_system.evaluation.readers import model_problems
 from distill_system.models.pretrained import Package, Pretrained
@@ -95,13 +95,20 @@ def check_model(config: dict[str, Any], name: str, task: str) -> list[Problem]:
     return problems
 
 
-def layers_of(config: dict[str, Any], output: str) -> int | None:
-    """Layers of the model of a phase, or of a member; None where it can't be known without the hub."""
-    node = recipe_of(config, output)
-    return layers_of_recipe(node) if node is not None else None
+def layers_of(config: dict[str, Any], output: str, seen: tuple[str, ...] = ()) -> int | None:
+    """Layers of the model of a phase, or of a member; None where it can't be known without the hub, or before the phase ran."""
+    phase, node = phase_of(config, output), recipe_of(config, output)
+    if phase is None or node is None or output in seen or cuts_layers(config["phases"][phase]):
+        return None
+    return layers_of_recipe(node, config, (*seen, output))
 
 
-def layers_of_recipe(node: dict[str, Any]) -> int | None:
+def layers_of_recipe(
+    node: dict[str, Any], config: dict[str, Any] | None = None, seen: tuple[str, ...] = ()
+) -> int | None:
+    """Layers of a recipe's model; where it goes on with the model of a phase, `config` of the run has to tell."""
+    if takes_whole(node):
+        return layers_of(config, node["phase"], seen) if config and node.get("phase") else None
     recipe = instantiate(node)
     if hasattr(recipe, "range_problems"):  # it keeps some of another model's layers
         return recipe.num_layers if recipe.layers == "even" else len(recipe.layers)

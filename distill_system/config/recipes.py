@@ -59,6 +59,17 @@ def recipe_of(config: dict[str, Any], output: str) -> dict[str, Any] | None:
     return next((node for key, node in recipes.items() if key.partition(".")[2] == member), None)
 
 
+def takes_whole(node: dict[str, Any]) -> bool:
+    """Whether a recipe goes on with the whole model of an earlier phase."""
+    return node.get("_target_") == "distill_system.models.from_phase.FromPhase"
+
+
+def cuts_layers(phase: dict[str, Any]) -> bool:
+    """Whether a phase takes layers out of its model: how many it leaves isn't known before it ran."""
+    target = (phase.get("pruner") or {}).get("_target_", "")
+    return phase.get("kind") == "prune" and target.rpartition(".")[2] == "Layers"
+
+
 def data_node(config: dict[str, Any], phase: str | None = None) -> dict[str, Any]:
     """The data of a phase: the run's, with what the phase says over it."""
     own = (config["phases"].get(phase) or {}).get("data") if phase else None

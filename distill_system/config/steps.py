@@ -5,7 +5,7 @@ from typing import Any
 
 from distill_system.config.cast import NAME, OWN_NAMES
 from distill_system.config.instantiate import instantiate
-from distill_system.config.recipes import ASSISTANTS, phase_of, recipe_of
+from distill_system.config.recipes import ASSISTANTS, phase_of, recipe_of, takes_whole
 from distill_system.errors import Problem
 from distill_system.models.pretrained import Pretrained
 from distill_system.models.weights import first_of, number_of_layers
@@ -127,13 +127,14 @@ def check_room(
 
 def teacher_shape(config: dict[str, Any], teacher: Teacher) -> Shape | None:
     if teacher.phase:
-        node = recipe_of(config, teacher.phase) if phase_of(config, teacher.phase) else None
-        return shape_of(config, node) if node is not None else None
+        return shape_left(config, teacher.phase)
     return _shape(Pretrained(name=teacher.model).config()) if teacher.model else None
 
 
 def shape_of(config: dict[str, Any], node: dict[str, Any], seen: tuple[str, ...] = ()) -> Shape | None:
-    """Of a recipe's model, following references to phases; None where it can't be known without the hub."""
+    """Of a recipe's model, following references to phases; None where it can't be known without the hub, or before a phase ran."""
+    if takes_whole(node):
+        return shape_left(config, node["phase"], seen) if node.get("phase") else None
     recipe = instantiate(node)
     if not hasattr(recipe, "range_problems"):
         return _shape(recipe.config()) if hasattr(recipe, "config") else None
@@ -141,9 +142,17 @@ def shape_of(config: dict[str, Any], node: dict[str, Any], seen: tuple[str, ...]
     if recipe.phase is None:
         source = _shape(recipe.config())
     else:
-        origin = recipe_of(config, recipe.phase) if recipe.phase not in seen else None
-        source = shape_of(config, origin, (*seen, recipe.phase)) if origin is not None else None
+        source = shape_left(config, recipe.phase, seen)
     return Shape(source.architecture, kept, source.width, source.inner) if source and kept else None
+
+
+def shape_left(config: dict[str, Any], output: str, seen: tuple[str, ...] = ()) -> Shape | None:
+    """Of the model that a phase, or a member of one, leaves; how much a pruning leaves isn't known before."""
+    phase = phase_of(config, output) if output not in seen else None
+    if phase is None or config["phases"][phase].get("kind") == "prune":
+        return None
+    node = recipe_of(config, output)
+    return shape_of(config, node, (*seen, output)) if node is not None else None
 
 
 def _shape(values: dict[str, Any] | None) -> Shape | None:

@@ -1,4 +1,4 @@
-"""A saved model by plain `from_pretrained`, or a sentence that says why it can't be evaluated on a task."""
+"""A saved model, in whatever form it was saved, or a sentence that says why it can't be evaluated on a task."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from torch import nn
 
 from distill_system.errors import refuse
 from distill_system.models.common import PROBLEM_TYPES, auto_class, quiet
+from distill_system.models.reading import folder_config, from_folder
 from distill_system.models.tokenizers import first_sentence
 from distill_system.models.weights import read_config
 
@@ -44,14 +45,12 @@ def load_model(folder: Path | str, task: str, key: str = "path") -> nn.Module:
     options: dict[str, Any] = {
         "local_files_only": True,
         "use_safetensors": True,
-        "trust_remote_code": False,
         "dtype": torch.float32,
     }
     try:
         with quiet():  # its report of missing weights is said below, in one sentence
-            model, info = auto_class(task, read_config(folder)).from_pretrained(
-                str(folder), output_loading_info=True, **options
-            )
+            config = folder_config(folder, local_files_only=True)
+            model, info = from_folder(auto_class(task, read_config(folder)), folder, config, **options)
     except Exception as error:  # transformers raises whatever the file's parser raises
         raise refuse(key, f"is '{folder}', which can't be loaded for {task} ({first_sentence(error)})") from error
     missing = sorted(info["missing_keys"])

@@ -7,6 +7,8 @@ from safetensors import safe_open
 
 from distill_system.errors import refuse
 from distill_system.files import folder_size, read_json
+from distill_system.models.reading import is_sparse
+from distill_system.models.sparse_file import read_tensors
 
 PIECE = 2**24  # elements that are read at once
 
@@ -37,6 +39,9 @@ def size(folder: Path | str) -> dict[str, int]:
     """
     folder = Path(folder)
     files = weight_files(folder)
+    if is_sparse(folder):
+        parameters, nonzeros = sparse_counts(folder)
+        return sizes(folder, files, parameters, nonzeros)
     parameters = nonzeros = 0
     for path in files:
         with safe_open(path, framework="pt") as file:
@@ -53,6 +58,18 @@ def size(folder: Path | str) -> dict[str, int]:
                     tensor = part[start : start + max(1, PIECE // width)]
                     parameters += tensor.numel()
                     nonzeros += int(torch.count_nonzero(tensor.float() if tensor.itemsize == 1 else tensor))
+    return sizes(folder, files, parameters, nonzeros)
+
+
+def sparse_counts(folder: Path) -> tuple[int, int]:
+    """(parameters, those that aren't zero) of a folder that holds positions and values."""
+    tensors = {name: tensor for name, tensor in read_tensors(folder).items() if tensor.is_floating_point()}
+    return sum(tensor.numel() for tensor in tensors.values()), sum(
+        int(tensor.count_nonzero()) for tensor in tensors.values()
+    )
+
+
+def sizes(folder: Path, files: list[Path], parameters: int, nonzeros: int) -> dict[str, int]:
     return {
         "size_bytes": sum(path.stat().st_size for path in files),
         "folder_bytes": folder_size(folder),

@@ -1,10 +1,12 @@
-"""Writes a model as plain `from_pretrained` reads it, one shard in memory at a time, and proves it by reading it back.
+"""Writes a model as `from_pretrained` reads it, one shard in memory at a time, and proves it by reading it back.
 
 Shapes: B samples, T tokens, C classes or words.
 """
 
+import copy
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +15,12 @@ import torch
 from torch import Tensor
 
 from distill_system.files import TEMPORARY, sync_folder, write_json
-from distill_system.models.weights import SAFETENSORS, SAFETENSORS_INDEX, read_config
+from distill_system.models.weights import SAFETENSORS, SAFETENSORS_INDEX, SPARSE, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CODE = "modeling_cut.py"  # in folders of models whose config has a `reshape`
 PROBE = "The quick brown fox, naïve façade & 3.14 -- 你好 😀"
 
 
@@ -136,7 +139,7 @@ def _finish(
 ) -> list[Path]:
     count = len(temporary)
     names = [SAFETENSORS] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    for old in [*folder.glob("model*.safetensors"), folder / SAFETENSORS_INDEX]:
+    for old in [*folder.glob("model*.safetensors"), *(folder / name for name in (SAFETENSORS_INDEX, SPARSE, CODE))]:
         old.unlink(missing_ok=True)
     files = [path.rename(folder / name) for path, name in zip(temporary, names, strict=True)]
     if count > 1:
@@ -149,9 +152,45 @@ def _finish(
         tokenizer.save_pretrained(str(folder))
     if generation_config is not None:
         generation_config.save_pretrained(str(folder))
-    config.save_pretrained(str(folder))  # last: a folder without config.json is no model
+    save_config(folder, config)  # last: a folder without config.json is no model
     sync_folder(folder)
     return files
+
+
+def save_config(folder: Path, config: Any) -> None:
+    """Writes config.json; where it has a `reshape`, the code that reads it goes beside it, for `from_pretrained(folder, trust_remote_code=True)`.
+
+    Without that consent `from_pretrained` builds the layers as large as the config says, and fails at weights of other sizes.
+    """
+    if not getattr(config, "reshape", None):
+        config.save_pretrained(str(folder))
+        return
+    from distill_system.models import reshape
+
+    assert reshape.__file__ is not None
+    shutil.copyfile(reshape.__file__, folder / CODE)
+    config = copy.deepcopy(config)
+    names = config.architectures or []
+    config.auto_map = {auto: f"{Path(CODE).stem}.{name}" for name in names for auto in _auto_classes(config, name)}
+    config.save_pretrained(str(folder))
+
+
+def _auto_classes(config: Any, name: str) -> list[str]:
+    """Those auto classes, of the ones used here, that build the model class `name` from a config."""
+    import transformers
+
+    from distill_system.artifacts import AUTO_CLASSES, IMAGE_AUTO_CLASS
+    from distill_system.models.common import quiet
+
+    found = []
+    for auto in dict.fromkeys([*AUTO_CLASSES.values(), IMAGE_AUTO_CLASS]):
+        try:
+            with quiet(), torch.device("meta"):
+                model = getattr(transformers, auto).from_config(copy.deepcopy(config))
+        except (ValueError, TypeError):  # no such model of this architecture
+            continue
+        found += [auto] if type(model).__name__ == name else []
+    return found
 
 
 def save_model(folder: Path, model: "PreTrainedModel", tokenizer: Any, max_shard_bytes: float = 5e9) -> list[Path]:
@@ -162,24 +201,46 @@ def save_model(folder: Path, model: "PreTrainedModel", tokenizer: Any, max_shard
     return write_model(folder, named_tensors(model), model.config, tokenizer, max_shard_bytes, generation)
 
 
-def load(folder: Path, task: str) -> "PreTrainedModel":
-    """The model of a folder by plain `from_pretrained`, without a network, in eval mode.
+def load(folder: Path, task: str | None = None) -> "PreTrainedModel":
+    """The model of a folder, without a network, in eval mode: by plain `from_pretrained` where the folder is plain, or in the form it has.
+
+    Args:
+        folder: of an artifact: plain, with layers smaller than its config says, or sparse.
+        task: of the data; None: whatever the model was saved for.
 
     Raises:
         RuntimeError: a weight of the model isn't in the folder, or has another shape.
+        ValueError: the folder holds no model, or its files are damaged.
     """
     from distill_system.models.common import auto_class, quiet
+    from distill_system.models.reading import folder_config, from_folder
 
     with quiet():
-        model, report = auto_class(task, read_config(folder)).from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True
-        )
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} holds no model: there is no config.json in it")
+        config = folder_config(folder, local_files_only=True)
+        kind = auto_class(task, read_config(folder)) if task else _saved_class(folder, config)
+        model, report = from_folder(kind, folder, config, local_files_only=True)
     for fault in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if report[fault]:
             raise RuntimeError(
                 f"{folder} is no whole model: {fault.replace('_', ' ')} {sorted(map(str, report[fault]))[:5]}"
             )
     return model.eval()
+
+
+def _saved_class(folder: Path, config: Any) -> Any:
+    import transformers
+
+    from distill_system.models.reshape import reshaped
+
+    name = (getattr(config, "architectures", None) or [""])[0]
+    cls = getattr(transformers, name, None) if name else None
+    if cls is None:
+        raise ValueError(
+            f"{folder} doesn't say what model it holds (architectures: {config.architectures}); name its task"
+        )
+    return reshaped(cls) if getattr(config, "reshape", None) else cls
 
 
 def verify(
@@ -190,7 +251,7 @@ def verify(
     tolerance: float = 1e-5,
     tokenizer: Any = None,
 ) -> float:
-    """Reloads the folder by plain `from_pretrained` and compares its logits on `batch` with those of the model that was written.
+    """Reloads the folder as `load` does and compares its logits on `batch` with those of the model that was written.
 
     Args:
         folder: of the artifact.

@@ -95,7 +95,9 @@ class AttentionTransfer(Loss):
                 raise refuse(key, f"reads attention maps, and the {who} has none; take a hint instead")
         assert student.attention is not None
         assert teacher.attention is not None
-        self.pairs = choose_pairs(self.layers, len(student.attention), len(teacher.attention), f"{key}.layers")
+        self.pairs = choose_pairs(
+            self.layers, len(student.attention), len(teacher.attention), f"{key}.layers", self.survivors
+        )
         for i, j in self.pairs:
             same_length(student.attention[i].transpose(1, 2), teacher.attention[j].transpose(1, 2), key)
             few, many = student.attention[i].shape[1], teacher.attention[j].shape[1]

@@ -51,6 +51,8 @@ class Loss(nn.Module):
         super().__init__()
         self.weight = weight
         self.progress = 0.0  # share of the phase's steps that are done; set before each step
+        # Of a student that has lost layers: the numbers of those that are left, and how many there were.
+        self.survivors: tuple[tuple[int, ...], int] | None = None
 
     def weight_at(self, progress: float) -> float:
         return value_at(self.weight, progress)

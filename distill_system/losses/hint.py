@@ -87,7 +87,9 @@ class Hint(Loss):
     def bind(self, student: Signals, teacher: Signals, *, key: str, seed: int) -> dict[str, Any]:
         assert student.hidden is not None
         assert teacher.hidden is not None
-        self.pairs = choose_pairs(self.layers, len(student.hidden) - 1, len(teacher.hidden) - 1, f"{key}.layers")
+        self.pairs = choose_pairs(
+            self.layers, len(student.hidden) - 1, len(teacher.hidden) - 1, f"{key}.layers", self.survivors
+        )
         self.projectors = nn.ModuleDict()
         for i, j in self.pairs:
             student_BTD, teacher_BTD = aligned(student.hidden[i + 1], teacher.hidden[j + 1])

@@ -19,7 +19,13 @@ def relative_depth(student_layers: int, teacher_layers: int) -> Pairs:
     return [(i, max(0, layer)) for i, layer in enumerate(rounded)]
 
 
-def choose_pairs(layers: str | list[list[int]], student_layers: int, teacher_layers: int, key: str) -> Pairs:
+def choose_pairs(
+    layers: str | list[list[int]],
+    student_layers: int,
+    teacher_layers: int,
+    key: str,
+    survivors: tuple[tuple[int, ...], int] | None = None,
+) -> Pairs:
     """Pairs of layers as a setting describes them.
 
     Args:
@@ -27,16 +33,25 @@ def choose_pairs(layers: str | list[list[int]], student_layers: int, teacher_lay
         student_layers: how many the student has.
         teacher_layers: how many the teacher has.
         key: of the setting, for refusals.
+        survivors: of a student that has lost layers, the numbers of those that are left, and how many there were: each goes on hearing the layer that it
+            heard before.
 
     Raises:
-        Refusal: a pair that isn't one, is there twice, or names a layer that doesn't exist.
+        Refusal: a pair that isn't one, is there twice, or names a layer that doesn't exist; or no layer that hears one is left.
     """
+    if survivors is not None and layers != "last":
+        numbers, original = survivors
+        now = {number: i for i, number in enumerate(numbers)}
+        pairs = [(now[i], j) for i, j in choose_pairs(layers, original, teacher_layers, key) if i in now]
+        if not pairs:
+            raise refuse(key, f"names no layer that is left: of {original} layers {list(numbers)} are")
+        return pairs
     if layers == "auto":
         return relative_depth(student_layers, teacher_layers)
     if isinstance(layers, str):
         assert layers == "last", layers
         return [(student_layers - 1, teacher_layers - 1)]
-    pairs: Pairs = []
+    pairs = []
     for place, pair in enumerate(layers):
         if len(pair) != 2:
             raise refuse(

@@ -97,7 +97,9 @@ class Relation(Loss):
     def bind(self, student: Signals, teacher: Signals, *, key: str, seed: int) -> dict[str, Any]:
         assert student.projections is not None
         assert teacher.projections is not None
-        self.pairs = choose_pairs(self.layers, len(student.projections), len(teacher.projections), f"{key}.layers")
+        self.pairs = choose_pairs(
+            self.layers, len(student.projections), len(teacher.projections), f"{key}.layers", self.survivors
+        )
         sides = [(student.projections[i], teacher.projections[j]) for i, j in self.pairs]
         same_length(sides[0][0][0], sides[0][1][0], key)
         widths = sorted({side[kind].shape[-1] for pair in sides for side in pair for kind in self.kinds})

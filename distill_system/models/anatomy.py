@@ -4,10 +4,11 @@ import copy
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import nn
+
+T = TypeVar("T")
 
 LAYER_LISTS = re.compile(
     r"layer|_types$|_pattern$|^attention_window$|^num_(attention|key_value|query)_heads$|^ffn_multipliers$"
@@ -131,10 +132,15 @@ def cut_config(config: Any, layers: list[int]) -> Any:
     return new
 
 
-def cut_state(state: dict[str, torch.Tensor], prefix: str, layers: list[int]) -> dict[str, torch.Tensor]:
+def cut_record(record: dict[str, Any] | None, prefix: str, layers: list[int]) -> dict[str, Any] | None:
+    """`config.reshape` of a model that keeps only the chosen layers of `prefix`; see `cut_state`."""
+    return {part: cut_state(names, prefix, layers) for part, names in record.items()} if record else None
+
+
+def cut_state(state: dict[str, T], prefix: str, layers: list[int]) -> dict[str, T]:
     """The state dict of a model that keeps only the chosen layers of `prefix`, renumbered in the given order."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.(.*)", re.DOTALL)
-    new = {}
+    new: dict[str, T] = {}
     for name, tensor in state.items():
         match = pattern.fullmatch(name)
         if match is None:

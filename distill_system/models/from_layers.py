@@ -195,15 +195,22 @@ def cut_model(source: Any, layers: list[int], *, task: str, dropout: float | Non
     """
     import torch
 
-    from distill_system.models.anatomy import UnknownAnatomy, cut_config, cut_state, find_anatomy
+    from distill_system.models.anatomy import UnknownAnatomy, cut_config, cut_record, cut_state, find_anatomy
+    from distill_system.models.reading import from_config
+    from distill_system.models.resized import settle
 
     anatomy = find_anatomy(source)
     config = cut_config(source.config, layers)
     set_dropout(config, dropout)
+    record = cut_record(getattr(config, "reshape", None), anatomy.layers, layers)
+    if record:
+        config.reshape = record
     with quiet(), seeded(seed):
-        model = auto_class(task, config).from_config(config, dtype=torch.float32)
+        model = from_config(auto_class(task, config), config, dtype=torch.float32)
     try:
         model.load_state_dict(cut_state(source.state_dict(), anatomy.layers, layers), strict=True)
     except RuntimeError as error:
         raise UnknownAnatomy(f"can't be cut to layers {layers} ({first_sentence(error)})") from error
+    if record:  # the layers that stay may all be of one size, which the config can say
+        settle(model)
     return model.eval()

@@ -9,6 +9,7 @@ from distill_system.models.alignment import align_labels
 from distill_system.models.architectures import future_problem
 from distill_system.models.common import PROBLEM_TYPES, auto_class, log, quiet, seeded, set_dropout, set_labels
 from distill_system.models.images import sees_pictures
+from distill_system.models.reading import folder_config, from_folder
 from distill_system.models.tokenizers import first_sentence
 
 HEAD_NAMES = dict.fromkeys(("classification", "multi_label", "regression"), "SequenceClassification")
@@ -22,11 +23,9 @@ if TYPE_CHECKING:
 
 def load_config(source: Mapping[str, Any], key: str) -> Any:
     """The config of a folder or hub name; `source` holds `name` and, optionally, `revision` and `gguf_file`."""
-    from transformers import AutoConfig
-
     options = {name: source[name] for name in ("revision", "gguf_file") if source.get(name)}
     try:
-        return AutoConfig.from_pretrained(source["name"], trust_remote_code=False, **options)
+        return folder_config(source["name"], **options)
     except Exception as error:
         raise explain(error, source["name"], key) from error
 
@@ -77,14 +76,13 @@ def load_model(
         options["use_safetensors"] = None if allow_pickle else True
     try:
         with quiet(), seeded(seed):
-            model, report = auto_class(task, config).from_pretrained(
+            model, report = from_folder(
+                auto_class(task, config),
                 source["name"],
-                config=config,
+                config,
                 dtype=torch.float32,
                 weights_only=True,
-                trust_remote_code=False,
                 ignore_mismatched_sizes=True,
-                output_loading_info=True,
                 **options,
             )
     except Exception as error:

@@ -10,6 +10,7 @@ from typing import Any
 from distill_system.errors import Problem
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+SPARSE = "sparse.safetensors"  # in the form of `export.sparse`: values beside their positions
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 ITEM_BITS = {
@@ -128,9 +129,13 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 def weight_map(folder: Path) -> dict[str, str]:
     """Which file holds each tensor, by the index of a sharded model or by the header of the only file.
 
+    Of a sparse model the names are those of the tensors, which lie in the file in several pieces.
+
     Raises:
         Unsound: the index or the header is damaged. `FileNotFoundError`: there are no safetensors.
     """
+    if (folder / SPARSE).is_file():
+        return {name.partition(":")[0]: SPARSE for name in read_header(folder / SPARSE)}
     if (folder / SAFETENSORS_INDEX).is_file():
         names = read_json_object(folder / SAFETENSORS_INDEX).get("weight_map")
         if not isinstance(names, dict) or not all(
@@ -166,6 +171,13 @@ def folder_problems(folder: Path, key: str, *, allow_pickle: bool = False) -> li
 
 
 def _weight_problems(folder: Path, key: str, allow_pickle: bool) -> list[Problem]:
+    if (folder / SPARSE).is_file():
+        try:
+            read_header(folder / SPARSE)
+        except (OSError, Unsound) as error:
+            text = f"can't be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+            return [Problem(f"{key}.name", f"is {str(folder)!r}, whose {SPARSE} {text}")]
+        return []
     if not (folder / SAFETENSORS).is_file() and not (folder / SAFETENSORS_INDEX).is_file():
         pickles = [name for name in (PICKLE, PICKLE_INDEX) if (folder / name).is_file()]
         if pickles and allow_pickle:

@@ -21,10 +21,12 @@ from distill_system.models.alignment import check_tokenizers
 from distill_system.phases.context import Context, Trained
 from distill_system.phases.terms import Script, in_words, known_classes, rehearse, write_script
 from distill_system.settings import Ensemble
+from distill_system.training.checkpoint import Loading
 from distill_system.training.engine import Engine
 from distill_system.training.ensemble import Faculty
 from distill_system.training.exchange import exchange_logits
 from distill_system.training.fit import Fit, steps_of
+from distill_system.training.modifier import Modifier
 from distill_system.training.objective import STUDENT, Objective
 from distill_system.training.strategy import autocast_of, make_engine
 from distill_system.training.teachers import Teacher
@@ -99,6 +101,9 @@ def train(
     peer_losses: Mapping[str, Loss] | None = None,
     roles: list[str] | None = None,
     batch_members: Callable[[Mapping[str, nn.Module], Script, Stores, int], Any] | None = None,
+    modifier: Callable[[int], Modifier] | None = None,
+    continued: bool = False,
+    loading: Loading | None = None,
 ) -> Trained:
     """Trains students on their losses from their last checkpoint to their last step, or to a signal.
 
@@ -115,6 +120,9 @@ def train(
         peer_losses: between members.
         roles: names of all members, where some live on other ranks.
         batch_members: makes one model of all members, or None where that doesn't pay.
+        modifier: makes what changes the model while it trains, given the phase's steps.
+        continued: this process goes on with a phase that it halted itself.
+        loading: how the newest checkpoint is read where the model has another shape than it.
     """
     training = context.training
     models = {STUDENT: students} if isinstance(students, nn.Module) else dict(students)
@@ -176,6 +184,9 @@ def train(
         rewind=context.rewind,
         stop_asked=context.stop_asked,
         announce=context.announce,
+        modifier=modifier(total_steps) if modifier else None,
+        continued=continued,
+        loading=loading,
     )
     outcome = fit.run(context.device)
     context.warnings += outcome.warnings

@@ -120,3 +120,4 @@ class Trained:
     tokenizer: Any
     started: float
     script: Script
+    write: Callable[..., Any] | None = None  # of the model's folder, where it isn't plain safetensors

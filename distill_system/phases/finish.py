@@ -19,10 +19,12 @@ from distill_system.evaluation.latency import measure
 from distill_system.evaluation.names import DEFAULT_METRIC, better
 from distill_system.evaluation.predict import Predictions, predict
 from distill_system.evaluation.size import size
-from distill_system.export.dense import verify, write_model
+from distill_system.export.dense import CODE, verify, write_model
 from distill_system.files import folder_atomic, link_or_copy, read_json, write_json
 from distill_system.manifest import Manifest
+from distill_system.models.reading import is_sparse
 from distill_system.phases.context import Context, Member, Result, Trained
+from distill_system.pruning.masks import is_private
 from distill_system.settings import ZERO_STRATEGIES
 
 SPLITS = ("test", "validation", "train")  # the first that is there is what a phase is measured on
@@ -171,7 +173,7 @@ def probe_logits(context: Context, trained: Trained, role: str) -> Tensor:
 def write_artifact(context: Context, trained: Trained, taken: Taken, folder: Path) -> None:
     """Weights one by one from the live engine into safetensors; then plain `from_pretrained` must say what the live model said."""
     model = trained.engine.objective.roles[taken.role]
-    weights = trained.engine.whole_weights(taken.role)
+    weights = (pair for pair in trained.engine.whole_weights(taken.role) if not is_private(pair[0]))
     if not distributed.is_lead():
         for _ in weights:  # gathering takes every rank
             pass
@@ -180,7 +182,10 @@ def write_artifact(context: Context, trained: Trained, taken: Taken, folder: Pat
     generation = getattr(model, "generation_config", None)
     forget_last_call(trained.tokenizer)
     with folder_atomic(folder) as temporary:
-        write_model(temporary, weights, model.config, trained.tokenizer, generation_config=generation)
+        write = trained.write or write_model
+        write(
+            temporary, tensors=weights, config=model.config, tokenizer=trained.tokenizer, generation_config=generation
+        )
         tolerance = TOLERANCE[context.training.precision if context.training.strategy in ZERO_STRATEGIES else "fp32"]
         if context.training.precision != "fp32":
             tolerance = TOLERANCE[context.training.precision]
@@ -246,8 +251,18 @@ def record(context: Context, trained: Trained, evaluation: dict[str, Any], folde
         title=f"{context.run_name}/{context.title}",
         tags=[phase["kind"]],
         command=manifest.command,
-        extra={"size": evaluation["size"], "latency": evaluation["latency"], "teacher": evaluation["teacher"]},
+        extra={
+            "format": form_of(folder),
+            "size": evaluation["size"],
+            "latency": evaluation["latency"],
+            "teacher": evaluation["teacher"],
+        },
     )
+
+
+def form_of(folder: Path) -> str:
+    """How a model's folder is read: `dense` by plain `from_pretrained`; `cut` if its own code is trusted; `sparse` by `distill_system.load`."""
+    return "sparse" if is_sparse(folder) else "cut" if (folder / CODE).is_file() else "dense"
 
 
 def own_recipe(settings: Mapping[str, Any], member: str | None) -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ from distill_system.models.anatomy import UnknownAnatomy, cut_config, even_layer
 from distill_system.models.common import auto_class, quiet, resolve_labels, set_labels
 from distill_system.models.from_config import FromConfig
 from distill_system.models.from_layers import FromLayers
+from distill_system.models.reading import folder_config, from_config
 from distill_system.models.weights import number_of_layers
 from distill_system.phases.base import build_student
 from distill_system.phases.context import Context
@@ -166,11 +167,9 @@ def size_of(recipe: Any, context: Context, key: str = "model") -> Size:
 
 
 def size_of_folder(folder: Path, context: Context) -> Size:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = folder_config(folder, local_files_only=True)
     with quiet(), torch.device("meta"):
-        return measured(auto_class(context.task, config).from_config(config), None)
+        return measured(from_config(auto_class(context.task, config), config), None)
 
 
 def measured(model: nn.Module, recipe: Any) -> Size:
@@ -203,14 +202,14 @@ def bare(recipe: Any, context: Context) -> nn.Module | None:
         return None
     try:
         if folder is not None:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = folder_config(folder, local_files_only=True)
         else:
             config = AutoConfig.for_model(**values)
         set_labels(config, resolve_labels(context.task, context.label_names, None), context.task)
         total = config.num_hidden_layers
         layers = even_layers(total, recipe.num_layers or total) if recipe.layers == "even" else list(recipe.layers)
         with quiet(), torch.device("meta"):
-            return auto_class(context.task, config).from_config(cut_config(config, layers))
+            return from_config(auto_class(context.task, config), cut_config(config, layers))
     except (UnknownAnatomy, TypeError, ValueError, AttributeError, AssertionError):
         return None  # its own build will say what is wrong
 

@@ -8,18 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from distill_system import distributed
+from distill_system.artifacts import Artifact
 from distill_system.data.tokens import Stores
 from distill_system.errors import Problem, Refusal, refuse
 from distill_system.evaluation.describe import chance_of
 from distill_system.evaluation.evaluate import phase_evaluation
 from distill_system.evaluation.names import CHANCE_METRIC, better
 from distill_system.evaluation.predict import Predictions, predict
+from distill_system.export.dense import load as load_any
 from distill_system.export.dense import save_model
 from distill_system.files import digest_value, folder_atomic
 from distill_system.models.alignment import align_labels, check_tokenizers, cut_vocabulary
 from distill_system.models.common import auto_class
 from distill_system.models.images import load_reader
 from distill_system.models.pretrained import Pretrained
+from distill_system.models.reading import folder_config, from_config, from_folder, is_sparse
 from distill_system.models.streaming import tensor_locations
 from distill_system.phases.base import data_module
 from distill_system.phases.context import Context
@@ -84,7 +87,8 @@ def load_teacher(
     if problems:
         raise Refusal(problems)
     if settings.placement == "zero3":
-        model = teachers.sharded(folder, lambda: make(config, context.task), context.device)
+        whole = load(folder, context.task) if getattr(config, "reshape", None) else None
+        model = teachers.sharded(folder, lambda: make(config, context.task), context.device, whole=whole)
     else:
         model = teachers.replicated(load(folder, context.task), context.device)
     precision = context.training.precision
@@ -95,7 +99,8 @@ def load_teacher(
 def find(settings: TeacherSettings, context: Context) -> Path:
     """The teacher's folder with weights in safetensors. A hub model is fetched into a folder of the run by rank 0, once."""
     if settings.phase:
-        return context.artifacts[settings.phase]
+        folder = context.artifacts[settings.phase]
+        return unpacked(folder, context) if is_sparse(folder) else folder
     assert settings.model is not None
     folder = Path(settings.model).expanduser()
     recipe = Pretrained(name=settings.model)
@@ -107,6 +112,16 @@ def find(settings: TeacherSettings, context: Context) -> Path:
         model, tokenizer = recipe.build(task=context.task, label_names=None, artifacts={}, seed=0)
         with folder_atomic(target) as temporary:
             save_model(temporary, model, tokenizer)  # `save_pretrained` would give some models their hub names back
+    return target
+
+
+def unpacked(folder: Path, context: Context) -> Path:
+    """The model of a sparse folder with all its zeros, in a folder of the run, from which shards can be read; written by rank 0, once."""
+    target = context.folder / "teachers" / f"dense-{Artifact.read(folder).digest[:12]}"
+    if not (target / "config.json").is_file() and distributed.is_main():
+        with folder_atomic(target) as temporary:
+            save_model(temporary, load_any(folder, context.task), read_config(folder)[1])
+    distributed.barrier()
     return target
 
 
@@ -122,21 +137,18 @@ def is_native(folder: Path, task: str) -> bool:
 
 
 def read_config(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = folder_config(folder, local_files_only=True)
     return config, load_reader(folder, config, "teachers", local_only=True)
 
 
 def make(config: Any, task: str) -> nn.Module:
-    return auto_class(task, config).from_config(config)
+    return from_config(auto_class(task, config), config)
 
 
 def load(folder: Path, task: str) -> nn.Module:
     config = read_config(folder)[0]
-    return auto_class(task, config).from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-    )
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+    return from_folder(auto_class(task, config), folder, config, **options)[0]
 
 
 def alignment(

@@ -59,7 +59,7 @@ def teachers_of(run: "Run", phase: str) -> dict[str, dict[str, Any]]:
     for name, setting in named.items():
         keys = (name, f"teachers.{name}", f"teachers.{name}.phase", f"teachers.{name}.model")
         found[name] = next((inputs[key] for key in keys if key in inputs), setting if isinstance(setting, dict) else {})
-    if not found and said is None and entry.get("kind") not in (None, "finetune", "mutual"):
+    if not found and said is None and entry.get("kind") not in (None, "finetune", "mutual", "sensitivity"):
         found = {key: source for key, source in inputs.items() if find_model(run, str(source.get("phase")))}
     return {name: source for name, source in found.items() if source.get("phase") != phase}
 
@@ -170,7 +170,9 @@ def comparison(run: "Run") -> dict[str, Any]:
     models: dict[str, Model] = {}
     partner: dict[str, Model] = {}
     taught: dict[str, str] = {}
-    for phase in run.phases:
+    for phase, entry in run.phases.items():
+        if "sensitivity" in entry and not entry.get("metrics"):
+            continue  # it measures, and hands no model on
         teachers = teacher_models(run, phase)
         for _, teacher in teachers:
             models.setdefault(teacher.name, teacher)

@@ -141,10 +141,11 @@ def validations(lines: list[Line], groups: dict[str, list[Track]]) -> list[Panel
         for track in alone:
             steps, values = journal.series(lines, track.title, f"valid/{name}")
             curves += [Curve(track.name, [starts[track.title] + step for step in steps], values)] if steps else []
-        marks = Marks(phases=[(float(starts[track.title]), track.name) for track in alone])
+        marks = _marks_of_all(lines, starts, [(float(starts[track.title]), track.name) for track in alone])
+        marks.resumed, marks.bad = [], []  # they say nothing of a metric
         # Where phases without a curve stand between, their place stays empty: steps are those of the run.
         file, title = f"valid_{file_name(name)}", f"Validation: {label}"
-        found += panel(file, title, "", curves, marks, smoothed=False, named=False)
+        found += panel(file, title, _notes("", marks, where=False), curves, marks, smoothed=False, named=False)
         for phase, own in groups.items():
             if side_by_side(phase, own):
                 curves = [
@@ -161,12 +162,8 @@ def across(lines: list[Line], groups: dict[str, list[Track]]) -> list[Panel]:
     starts = _starts(lines, groups)
     names = {track.title: track.name if not track.role else phase for phase, own in groups.items() for track in own}
     begin = [(float(start), names[title]) for title, start in starts.items()]
-    marks = Marks(
-        begin,
-        [starts[title] + step for title in starts for step in _events(lines, title, "resume")],
-        [starts[title] + step for title in starts for step in _events(lines, title, "bad_step")],
-    )
-    notes = _notes("", Marks(resumed=marks.resumed, bad=marks.bad), where=False)
+    marks = _marks_of_all(lines, starts, begin)
+    notes = _notes("", marks, where=False)
     rate = panel("lr", "Learning rate", "", [_joined(lines, "lr", starts)], Marks(begin), smoothed=False, log=False)
     return rate + panel("grad_norm", "Gradient norm", notes, [_joined(lines, "grad_norm", starts)], marks)
 
@@ -216,7 +213,22 @@ def _joined(lines: list[Line], key: str, starts: dict[str, int]) -> Curve:
 
 
 def _marks(lines: list[Line], title: str) -> Marks:
-    return Marks(resumed=_events(lines, title, "resume"), bad=_events(lines, title, "bad_step"))
+    resumed, bad, pruned, rolled_back = (
+        _events(lines, title, event) for event in ("resume", "bad_step", "prune", "rollback")
+    )
+    return Marks([], resumed, bad, pruned, rolled_back)
+
+
+def _marks_of_all(lines: list[Line], starts: dict[str, int], phases: list[tuple[float, str]]) -> Marks:
+    """Those of phases that are drawn one after another."""
+    found = Marks(phases)
+    for title, start in starts.items():
+        own = _marks(lines, title)
+        found.resumed += [start + step for step in own.resumed]
+        found.bad += [start + step for step in own.bad]
+        found.pruned += [start + step for step in own.pruned]
+        found.rolled_back += [start + step for step in own.rolled_back]
+    return found
 
 
 def _events(lines: list[Line], title: str, event: str) -> list[float]:
@@ -234,7 +246,13 @@ def _caption(curves: list[Curve], marks: Marks) -> str:
 def _notes(first: str, marks: Marks, where: bool = True) -> str:
     """What the signs in a figure mean; `where` names their steps (not where several phases stand behind one another)."""
     parts = [first] if first else []
-    for steps, words in ((marks.resumed, "▲ resumed"), (marks.bad, "× skipped bad step")):
+    signs = (
+        (marks.resumed, "▲ resumed"),
+        (marks.bad, "× skipped bad step"),
+        (marks.pruned, "│ pruned"),
+        (marks.rolled_back, "◂ rolled back"),
+    )
+    for steps, words in signs:
         if steps:
             parts.append(words + (f" ({_steps(steps)})" if where else ""))
     return " · ".join(parts)

@@ -111,6 +111,12 @@ def quantity(value: Any) -> str:
     return f"{value:g}"
 
 
+def percent(share: float) -> str:
+    """A share, with no more digits than tell something: 100 %, 52 %, 3.1 %; its sign stays on the number's line."""
+    number = f"{100 * share:.0f}" if share == 0 or abs(share) >= 0.0995 else short_number(100 * share, 2)
+    return f"{number}\u00a0%"
+
+
 def megabytes(value: Any) -> str:
     """Decimal megabytes, as `ls` and the hubs count them."""
     return f"{short_number(value / 1e6)} MB" if is_number(value) else "-"

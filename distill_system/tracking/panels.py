@@ -10,6 +10,7 @@ from distill_system.tracking.figures import METRICS, is_number, metric_words
 from distill_system.tracking.knee import knee
 from distill_system.tracking.members import DIRECT, size_points
 from distill_system.tracking.plots import Panel, file_name
+from distill_system.tracking.pruning_panels import pruning_panels
 
 if TYPE_CHECKING:
     from distill_system.tracking.report import Run
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def figures(run: "Run") -> list[Panel]:
     """Every figure the run has something for."""
-    return [*curve_panels(run), *size_panels(run), *evaluation_panels(run)]
+    return [*curve_panels(run), *size_panels(run), *pruning_panels(run), *evaluation_panels(run)]
 
 
 def size_panels(run: "Run") -> list[Panel]:

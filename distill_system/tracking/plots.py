@@ -28,6 +28,8 @@ class Marks:
     phases: list[tuple[float, str]] = field(default_factory=list)
     resumed: list[float] = field(default_factory=list)
     bad: list[float] = field(default_factory=list)
+    pruned: list[float] = field(default_factory=list)
+    rolled_back: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -181,6 +183,10 @@ def _end_labels(axes: Any, shown: list[Curve]) -> None:
 
 
 def _draw_marks(axes: Any, marks: Marks) -> None:
+    for step in marks.pruned:  # from top to bottom where they are few, else they would hide the curve
+        axes.axvline(step, ymin=0 if len(marks.pruned) <= 12 else 0.94, color=MUTED, linewidth=0.9, alpha=0.6, zorder=1)
+    for step in marks.rolled_back:
+        axes.axvline(step, color=ALARM, linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
     if len(marks.phases) > 1:
         across = axes.get_xaxis_transform()
         for step, _ in marks.phases:
@@ -199,7 +205,11 @@ def _draw_marks(axes: Any, marks: Marks) -> None:
             if step >= free:  # else its name would stand on the one before
                 free = step + letter * len(name)
                 axes.text(step, 1.02, f" {name}", transform=across, color=MUTED, fontsize=8.5, va="bottom", ha="left")
-    for steps, symbol, colour in ((marks.resumed, "^", INK), (marks.bad, "x", ALARM)):
+    for steps, symbol, colour in (
+        (marks.resumed, "^", INK),
+        (marks.bad, "x", ALARM),
+        (marks.rolled_back, "<", ALARM),
+    ):
         if steps:
             axes.plot(
                 steps, [0.035] * len(steps), symbol, color=colour, markersize=5.5, transform=axes.get_xaxis_transform(), clip_on=False, zorder=5

@@ -18,6 +18,7 @@ from distill_system.tracking import journal, pictures, plots
 from distill_system.tracking.comparison import glance_bars, members_of
 from distill_system.tracking.disputes import csv_name, disputed
 from distill_system.tracking.panels import Panel, figures
+from distill_system.tracking.pruning_parts import RECORDS
 from distill_system.tracking.secrets import mask
 from distill_system.tracking.view import page as page_of
 
@@ -105,7 +106,7 @@ def report_json(run: Run) -> dict[str, Any]:
     """`{"run", "phases": {name: {kind, metrics, size_bytes, parameters, nonzeros, seconds, inputs}}}`; what isn't known yet is null.
 
     A phase with several models has `members: {name: {metrics, size_bytes, parameters, nonzeros}}` too, and what it found of all (`best_member`,
-    `ensemble`, `stop_rule`).
+    `ensemble`, `stop_rule`). One that pruned or measured sensitivity has `pruning` or `sensitivity`, as the phase recorded it.
     """
     empty: dict[str, Any] = {"metrics": {}, "inputs": {}}
     phases = {}
@@ -114,6 +115,7 @@ def report_json(run: Run) -> dict[str, Any]:
         members = {member: {"metrics": model.metrics, **model.size} for member, model in members_of(run, name).items()}
         if members:
             phases[name] |= {"members": members} | {key: phase[key] for key in OF_SEVERAL if key in phase}
+        phases[name] |= {key: mask(phase[key], key) for key in RECORDS if key in phase}
     return journal.plain({"run": run.name, "phases": phases})
 
 

@@ -8,6 +8,7 @@ from distill_system.tracking.comparison import chance_words, comparison, pairs, 
 from distill_system.tracking.examples import disagreements
 from distill_system.tracking.figures import duration, is_number, metric_words, quantity, short_number
 from distill_system.tracking.members import notes, sections
+from distill_system.tracking.pruning import pruned, sensitivities
 from distill_system.tracking.secrets import mask, mask_command, mask_text
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def page(run: "Run") -> dict[str, Any]:
         "command": mask_command(str(run.manifest.get("command") or "")), "pairs": together, "comparison": comparison(run),
         "chance": chance_words(run),
         "warnings": [(name, mask_text(str(w))) for name, phase in run.phases.items() for w in phase.get("warnings") or []],
-        "sections": sections(run), "notes": notes(run), "gates": gates(run), "examples": disagreements(run.predictions, {p: [t.name for _, t in teacher_models(run, p)] for p in run.predictions}),
+        "sections": sections(run), "pruned": pruned(run), "sensitivities": sensitivities(run), "notes": notes(run), "gates": gates(run), "examples": disagreements(run.predictions, {p: [t.name for _, t in teacher_models(run, p)] for p in run.predictions}),
         "settings": settings, "lineage": lineage(run), "costs": costs(run), "versions": versions(run),
     }  # fmt: skip
 

@@ -10,44 +10,53 @@ import errno
 import os
 import re
 import shutil
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from distill_system import distributed
 from distill_system.files import TEMPORARY, digest_value, read_json, remove_leftovers, sync_folder, write_json
-from distill_system.training.engine import WEIGHT, Engine, Piece
+from distill_system.training.engine import WEIGHT, Engine, Piece, named_state
+from distill_system.training.store import VERSION, Damaged, Origin, Store, checksum
 
-VERSION = 1
 NAME = re.compile(r"step_(\d{8})")
 
 
-class Damaged(RuntimeError):
-    """A checkpoint that can't be used: truncated, changed, of another phase or another version."""
+@dataclass(frozen=True)
+class Loading:
+    """How a checkpoint is read into a model of another shape.
+
+    Attributes:
+        origin: of a tensor by its name in the objective; None: it stays as it was built.
+        instead: another checkpoint's folder to take the weights from (the last good round).
+    """
+
+    origin: Callable[[str], Origin | None] | None = None
+    instead: Path | None = None
 
 
-def checksum(path: Path) -> int:
-    """CRC-32 of a file: it is to find accidents, and costs little beside the writing."""
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def save(folder: Path, engine: Engine, state: dict[str, Any], *, weights_only: bool = False) -> None:
+def save(
+    folder: Path,
+    engine: Engine,
+    state: dict[str, Any],
+    *,
+    weights_only: bool = False,
+    extra: Iterable[Piece] = (),
+) -> None:
     """Writes a checkpoint to `folder`, all ranks together. A failure on one rank is raised on all, and leaves what was there before.
 
     Args:
         folder: the final name; replaced if it exists.
         state: what JSON can hold: step, position, best metric, identity.
         weights_only: no optimizer moments (the best weights so far).
+        extra: state that isn't the engine's, in the same form.
 
     Raises:
         OSError: on every rank, when one couldn't write.
@@ -57,7 +66,7 @@ def save(folder: Path, engine: Engine, state: dict[str, Any], *, weights_only: b
     failure: OSError | None = None
     report: dict[str, Any] = {}
     try:
-        report = _write_rank(temporary, engine, weights_only=weights_only)
+        report = _write_rank(temporary, chain(engine.pieces(), extra), weights_only=weights_only)
     except OSError as error:
         failure = error
     except SafetensorError as error:  # its own class around the system's error
@@ -99,11 +108,11 @@ def _publish(temporary: Path, folder: Path, document: dict[str, Any]) -> None:
     sync_folder(folder.parent)
 
 
-def _write_rank(folder: Path, engine: Engine, *, weights_only: bool) -> dict[str, Any]:
+def _write_rank(folder: Path, pieces: Iterable[Piece], *, weights_only: bool) -> dict[str, Any]:
     rank, place, world = distributed.rank(), distributed.data_rank(), distributed.data_world()
     mine: dict[str, Tensor] = {}
     shared = 0
-    for piece in engine.pieces():
+    for piece in pieces:
         if weights_only and piece.part != WEIGHT:
             continue
         if piece.replicated:  # dealt out: each rank writes its share of what all hold
@@ -138,65 +147,19 @@ def _fills_storage(tensor: Tensor) -> bool:
 
 
 def _shapes(engine: Engine) -> dict[str, list[int]]:
-    from distill_system.training.engine import named_state
-
     return {name: list(getattr(t, "ds_shape", t.shape)) for name, t in named_state(engine.objective)}
 
 
-class Store:
-    """Reads a checkpoint: any run of elements of any tensor, from whichever files hold them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.state = self._verified_state()
-        self.places: dict[tuple[str, str], list[tuple[int, int, str, str]]] = {}
-        self._files: dict[str, Any] = {}
-        for file in self.state["files"]:
-            handle = self._files[file] = safe_open(folder / file, framework="pt")
-            for key in handle.keys():  # noqa: SIM118 (a safetensors handle isn't a dict)
-                name, part, offset = key.rsplit("|", 2)
-                count = handle.get_slice(key).get_shape()[0]
-                self.places.setdefault((name, part), []).append((int(offset), count, file, key))
-
-    def _verified_state(self) -> dict[str, Any]:
-        try:
-            state = read_json(self.folder / "state.json")
-            if state["version"] != VERSION:
-                raise Damaged(f"has version {state['version']}, this program reads {VERSION}")
-            if state.pop("digest") != digest_value(state):
-                raise Damaged("has a state.json that was changed")
-            for number, (name, entry) in enumerate(state["files"].items()):
-                path = self.folder / name
-                if not path.is_file():
-                    raise Damaged(f"lacks {name}")
-                # Ranks share the reading, and then what they found (`opened`).
-                mine = number % distributed.world() == distributed.rank()
-                if path.stat().st_size != entry["bytes"] or (mine and checksum(path) != entry["crc32"]):
-                    raise Damaged(f"has a {name} that is truncated or was changed")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Damaged(f"has a state.json that can't be read ({error})") from error
-        return state
-
-    def fill(self, piece: Piece) -> None:
-        """Copies the piece's elements out of the files, into the piece's own memory.
-
-        Raises:
-            Damaged: elements are missing.
-        """
-        start, stop = piece.offset, piece.offset + piece.values.numel()
-        filled = 0
-        for offset, count, file, key in self.places.get((piece.name, piece.part), []):
-            low, high = max(start, offset), min(stop, offset + count)
-            if low < high:
-                piece.values[low - start : high - start].copy_(
-                    self._files[file].get_slice(key)[low - offset : high - offset]
-                )
-                filled += high - low
-        if filled != piece.values.numel():
-            raise Damaged(f"holds {filled} of {piece.values.numel()} elements of {piece.name} ({piece.part})")
-
-
-def load(store: Store, engine: Engine, *, weights_only: bool = False, role: str | None = None) -> None:
+def load(
+    store: Store,
+    engine: Engine,
+    *,
+    weights_only: bool = False,
+    role: str | None = None,
+    extra: Iterable[Piece] = (),
+    loading: Loading | None = None,
+    only: Callable[[str], bool] = lambda name: True,
+) -> None:
     """Brings an engine to a checkpoint's state, whatever strategy and number of ranks wrote it.
 
     Args:
@@ -204,9 +167,15 @@ def load(store: Store, engine: Engine, *, weights_only: bool = False, role: str 
         engine: takes it.
         weights_only: leaves the optimizer as it is.
         role: of this one only; it need not live on this rank.
+        extra: state that isn't the engine's; what the checkpoint doesn't hold of it stays as it is.
+        loading: how it is read into a model of another shape.
+        only: names of the tensors that are taken.
     """
-    shapes = _shapes(engine)
-    stored = store.state["shapes"]
+    if loading is not None and loading.instead is not None:
+        store, weights_only = Store(loading.instead), True
+    origin = loading.origin if loading is not None else None
+    shapes = {name: shape for name, shape in _shapes(engine).items() if origin is None}
+    stored = store.state["shapes"] if origin is None else {}
     if distributed.division() is not None:  # the other members' are none of this rank's business
         stored = {name: shape for name, shape in stored.items() if name in shapes}
     if shapes != stored:
@@ -215,9 +184,19 @@ def load(store: Store, engine: Engine, *, weights_only: bool = False, role: str 
     scalars = engine.scalars()
     with torch.no_grad():
         for piece in engine.pieces():
-            if (piece.part == WEIGHT or not weights_only) and (
-                role is None or engine.objective.role_of(piece.name) == role
+            if (
+                (piece.part == WEIGHT or not weights_only)
+                and (role is None or engine.objective.role_of(piece.name) == role)
+                and only(piece.name)
             ):
+                if origin is None:
+                    store.fill(piece)
+                elif (source := origin(piece.name)) is not None and source.name in store.state["shapes"]:
+                    store.fill_from(piece, source)
+                elif piece.name.startswith("roles."):
+                    raise Damaged(f"doesn't know where {piece.name} was before the cut")
+        for piece in extra:
+            if origin is None and (piece.name, piece.part) in store.places and only(piece.name):
                 store.fill(piece)
     engine.restore(scalars if weights_only else store.state["scalars"])
 

@@ -5,7 +5,7 @@ written by any engine on any number of ranks can be read by any other.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +53,15 @@ class Engine(Protocol):
 
     def pieces(self) -> Iterator[Piece]: ...
 
+    def shares(self, names: Iterable[str]) -> Iterator[Piece]:
+        """This rank's runs of the named parameters, as the forward sees them: disjoint over the ranks that share a batch, all of them together everything."""
+
+    def gradients(self, names: Iterable[str]) -> Iterator[Piece]:
+        """The same runs of the averaged gradients, after the last backward of a step and before `step`; nothing of a parameter that got none."""
+
+    def spread_frozen(self) -> None:
+        """After pieces of frozen parameters were written: brings what is derived from them in line."""
+
     def scalars(self) -> dict[str, float]:
         """Numbers beside the pieces that belong to the state: AdamW's number of updates (a skipped step is none), the loss scale."""
 
@@ -96,7 +105,7 @@ class PlainEngine:
 
     def step(self, lr: float) -> Tensor:
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         norms = {}
@@ -124,6 +133,21 @@ class PlainEngine:
                 for part in MOMENTS:
                     yield Piece(name, part, 0, state[part].view(-1), replicated=True)
 
+    def shares(self, names: Iterable[str]) -> Iterator[Piece]:
+        for name in names:
+            yield own_run(name, self.objective.get_parameter(name).detach())
+
+    def gradients(self, names: Iterable[str]) -> Iterator[Piece]:
+        scale = self.scaler.get_scale() if self.scaler else 1.0
+        for name in names:
+            gradient = self.objective.get_parameter(name).grad
+            if gradient is not None:
+                piece = own_run(name, gradient)
+                yield piece if scale == 1.0 else replace(piece, values=piece.values / scale)
+
+    def spread_frozen(self) -> None:
+        """Every rank has written all of them."""
+
     def scalars(self) -> dict[str, float]:
         updates = {"updates": empty_state(self.optimizer, self.parameters[0])["step"].item()}
         if self.scaler is None:
@@ -140,6 +164,13 @@ class PlainEngine:
     def whole_weights(self, role: str | None = None) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in named_state(role_module(self.objective, role)):
             yield name, tensor.detach().cpu()
+
+
+def own_run(name: str, tensor: Tensor) -> Piece:
+    """This rank's share of a tensor that every rank holds whole."""
+    length = -(-tensor.numel() // distributed.data_world())
+    start = min(distributed.data_rank() * length, tensor.numel())
+    return Piece(name, WEIGHT, start, tensor.reshape(-1)[start : start + length], replicated=False)
 
 
 def role_module(objective: Objective, role: str | None) -> nn.Module:

@@ -14,7 +14,8 @@ from distill_system.settings import Training
 from distill_system.signals import Signals
 from distill_system.training import checkpoint
 from distill_system.training.emit import Batch
-from distill_system.training.engine import Engine, named_state
+from distill_system.training.engine import Engine, Piece, named_state
+from distill_system.training.modifier import Modifier
 from distill_system.training.module import Distillation
 from distill_system.training.recorder import Recorder
 from distill_system.training.strategy import make_trainer
@@ -40,6 +41,7 @@ class Progress:
 class Outcome:
     progress: Progress
     preempted: bool = False
+    halted: bool = False  # the model gets another shape here; training goes on with it
     warnings: list[str] = field(default_factory=list)
 
 
@@ -70,6 +72,9 @@ class Fit:
         rewind: drops journal lines after a step (rank 0).
         stop_asked: whether this process got a signal.
         announce: told the total of steps, on rank 0, when the journal stands at the step to go on from and before anything is written.
+        modifier: changes the model while it trains, or None.
+        continued: this process goes on with what it halted itself: no start or resume to tell of.
+        loading: how the newest checkpoint becomes this engine's state, where that isn't plain reading.
     """
 
     def __init__(
@@ -92,15 +97,20 @@ class Fit:
         rewind: Callable[[int], None],
         stop_asked: Callable[[], bool],
         announce: Callable[[int], None] = lambda total_steps: None,
+        modifier: Modifier | None = None,
+        continued: bool = False,
+        loading: checkpoint.Loading | None = None,
     ) -> None:
         self.engine, self.teachers, self.training = engine, teachers, training
         self.folder, self.phase, self.identity, self.seed = folder, phase, identity, seed
         self.total_steps, self.loader = total_steps, loader
         self.validate, self.better, self.monitor = validate, better, monitor
         self.write, self.rewind, self.stop_asked, self.announce = write, rewind, stop_asked, announce
+        self.modifier, self.continued, self.loading = modifier, continued, loading
         self.eval_every = training.eval_every or steps_per_epoch
         self.save_every = training.checkpoint_every or max(10, math.ceil(total_steps / 10))
         self.outcome = Outcome(Progress())
+        self._figures: dict[int, dict[str, Any]] = {}  # of the last validation, by its step
 
     @property
     def progress(self) -> Progress:
@@ -111,7 +121,9 @@ class Fit:
         self._recorder = self._make_recorder()
         self._started = time.perf_counter()
         self._seconds_before = self.progress.seconds
-        if self.progress.step < self.total_steps and not self.progress.early_stop:
+        if self._modify(self.progress.step):
+            self._save(self.progress.step)
+        elif self.progress.step < self.total_steps and not self.progress.early_stop:
             self.module = Distillation(
                 self.engine,
                 teachers=self.teachers,
@@ -123,10 +135,11 @@ class Fit:
                 total_steps=self.total_steps,
                 schedule={"lr": self.training.lr, "schedule": self.training.schedule, "warmup": self.training.warmup},
                 seed=self.seed,
+                modifier=self.modifier,
             )
             make_trainer(device).fit(self.module)
         self._settle()
-        if not self.outcome.preempted:
+        if not self.outcome.preempted and not self.outcome.halted:
             self._take_best()
         return self.outcome
 
@@ -143,12 +156,37 @@ class Fit:
             distributed.main_only(lambda: self._rewind_to(-1))  # of a start that was killed before its first checkpoint
             self._event("start", 0, **self._passed_over())
             return
-        checkpoint.load(store, self.engine)
         self.outcome.progress = Progress(**store.state["progress"])
+        if self.modifier:
+            self.modifier.restore(store.state["modifier"])
+        checkpoint.load(store, self.engine, extra=self._extra(), loading=self.loading)
+        if self.continued:
+            return
         self.progress.resumes += 1
         distributed.main_only(lambda: self._rewind_to(self.progress.step))
         place = {"ranks": distributed.world(), "strategy": self.training.strategy}
         self._event("resume", self.progress.step, **place, **self._passed_over())
+
+    def _extra(self) -> list[Piece]:
+        return list(self.modifier.pieces(self.engine)) if self.modifier else []
+
+    def _modify(self, step: int) -> bool:
+        """Lets the modifier act; answers whether training must halt for a model of another shape."""
+        if self.modifier is None:
+            return False
+        figures = None
+        if self.modifier.wants_figures(step) and self.validate:
+            figures = self._figures.get(step) or self._validate(step)
+        change = self.modifier.after_step(self.engine, step, figures)
+        if change.fresh:
+            self.progress.best, self.progress.best_step, self.progress.without_progress = {}, {}, 0
+        self.progress.early_stop |= change.stop
+        for line in change.lines:
+            self._event(line.pop("event"), step, **line)
+        self.outcome.halted = change.halt
+        if change.lines or change.fresh:
+            self._recorder.restart_clock()
+        return change.halt
 
     def _rewind_to(self, step: int) -> None:
         self.rewind(step)
@@ -178,9 +216,9 @@ class Fit:
         self.progress.step = step
         last = step == self.total_steps
         if self.validate and (step % self.eval_every == 0 or last):
-            self._recorder.flush()
             self._validate(step)
-        stop = told_to_stop or self.progress.early_stop
+        halt = self._modify(step)
+        stop = told_to_stop or self.progress.early_stop or halt
         if step % self.save_every == 0 or last or stop:
             self._recorder.flush()
             self._save(step)
@@ -190,8 +228,10 @@ class Fit:
             self._event("preempted", step)
         return stop
 
-    def _validate(self, step: int) -> None:
+    def _validate(self, step: int) -> dict[str, Any]:
+        """Figures of the only role, or of each role, on the validation split."""
         assert self.validate is not None
+        self._recorder.flush()
         self._settle()
         found = self.validate()
         self.engine.objective.train()
@@ -200,6 +240,10 @@ class Fit:
         for role, figures in found.items():
             line |= {f"valid/{role}/{k}" if len(found) > 1 else f"valid/{k}": v for k, v in figures.items()}
         distributed.main_only(lambda: self.write([line]))
+        told = dict(next(iter(found.values()))) if len(found) == 1 else dict(found)
+        self._figures = {step: told}
+        if self.modifier and not self.modifier.settled:
+            return told
         improved = False
         for role, figures in found.items():
             value = figures[self.monitor]  # None where it isn't finite, or no row has a label
@@ -210,22 +254,24 @@ class Fit:
             self.progress.without_progress = 0
             if self.training.keep == "best" and step < self.total_steps:
                 checkpoint.save(self._best_folder(step), self.engine, self._state(), weights_only=True)
-            return
+            return told
         self.progress.without_progress += 1
         if self.training.patience and self.progress.without_progress >= self.training.patience:
             self.progress.early_stop = True
             self._event("early_stop", step)
+        return told
 
     def _state(self) -> dict[str, Any]:
         self.progress.bad_steps = self._recorder.bad_steps
         self.progress.seconds = self._seconds_before + time.perf_counter() - self._started
-        return {"identity": self.identity, "progress": asdict(self.progress), "strategy": self.training.strategy}
+        own = {"identity": self.identity, "progress": asdict(self.progress), "strategy": self.training.strategy}
+        return own | ({"modifier": self.modifier.state()} if self.modifier else {})
 
     def _save(self, step: int) -> None:
         self.progress.samples += self._recorder.samples
         self.progress.tokens += self._recorder.tokens
         self._recorder.samples = self._recorder.tokens = 0
-        checkpoint.save(self.folder / f"step_{step:08d}", self.engine, self._state())
+        checkpoint.save(self.folder / f"step_{step:08d}", self.engine, self._state(), extra=self._extra())
         if distributed.is_main():
             checkpoint.prune(self.folder, self.training.keep_last, step)
             checkpoint.prune_best(self.folder)

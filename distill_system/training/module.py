@@ -14,6 +14,7 @@ from distill_system import distributed
 from distill_system.signals import Signals
 from distill_system.training.emit import Batch
 from distill_system.training.engine import Engine
+from distill_system.training.modifier import Modifier
 from distill_system.training.optim import learning_rate
 from distill_system.training.recorder import Recorder
 
@@ -29,6 +30,7 @@ class Distillation(L.LightningModule):
         recorder: takes each step's figures as tensors.
         after_step: called with the number of finished steps; validates, saves, and answers whether to stop.
         stop_asked: whether this process was told to leave (a signal); all ranks agree before any of them acts.
+        modifier: looks at gradients, and may let the learning rate run anew.
         seed: of the phase; dropout of a step is a function of (seed, step, rank), so there is no RNG state to restore.
     """
 
@@ -45,6 +47,7 @@ class Distillation(L.LightningModule):
         total_steps: int,
         schedule: dict[str, Any],
         seed: int,
+        modifier: Modifier | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -58,6 +61,7 @@ class Distillation(L.LightningModule):
         self.total_steps = total_steps
         self.schedule = schedule
         self.seed = seed
+        self.modifier = modifier
         self.stopped = False
         self.weights = engine.objective.weights(0.0)
         self.weight_L = torch.tensor(self.weights)
@@ -90,7 +94,10 @@ class Distillation(L.LightningModule):
             loss, sums = self.engine.forward(batch, heard, scale_L, last=last)
             self.engine.backward(loss, last=last)
             sum_L += sums
-        lr = learning_rate(self.step, self.total_steps, **self.schedule)
+        if self.modifier and self.modifier.wants_gradients(self.step):
+            self.modifier.observe(self.engine)
+        first, end = self.modifier.window(self.step) if self.modifier else (0, self.total_steps)
+        lr = learning_rate(self.step - first, end - first, **self.schedule)
         norm_R = self.engine.step(lr)
         self.recorder.add(self.step + 1, sum_L / count_L, norm_R, lr, micro_batches, self.weights)
         self.step += 1

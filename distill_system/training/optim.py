@@ -29,18 +29,23 @@ def learning_rate(step: int, total_steps: int, *, lr: float, schedule: str, warm
 def parameter_groups(
     model: nn.Module, weight_decay: float, role_of: Callable[[str], str] = lambda name: ""
 ) -> list[dict[str, Any]]:
-    """Two groups for each role by the usual rule: matrices of linears decay; norms, biases and embeddings do not. Frozen parameters are in none."""
+    """Two groups for each role by the usual rule: matrices of linears decay; norms, biases and embeddings do not. Frozen parameters are in none.
+
+    A parameter that isn't a weight (a score of a pruner, a scale of a quantizer) may say otherwise of itself: `decays`, and `lr_scale`, the factor on
+    its learning rate, which makes a group of its own.
+    """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    groups: dict[tuple[str, bool], list[torch.Tensor]] = {}
+    groups: dict[tuple[str, bool, float], list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():  # shared parameters come once
         role = role_of(name)
-        for decays in (True, False):
-            groups.setdefault((role, decays), [])
+        for by_default in (True, False):
+            groups.setdefault((role, by_default, 1.0), [])
         if parameter.requires_grad:
-            groups[role, parameter.dim() >= 2 and id(parameter) not in embeddings].append(parameter)
+            decays = getattr(parameter, "decays", parameter.dim() >= 2 and id(parameter) not in embeddings)
+            groups.setdefault((role, decays, getattr(parameter, "lr_scale", 1.0)), []).append(parameter)
     return [
-        {"params": params, "weight_decay": weight_decay if decays else 0.0, "role": role}
-        for (role, decays), params in groups.items()
+        {"params": params, "weight_decay": weight_decay if decays else 0.0, "role": role, "lr_scale": scale}
+        for (role, decays, scale), params in groups.items()
         if params
     ]
 

@@ -82,12 +82,15 @@ def replicated(model: nn.Module, device: torch.device) -> nn.Module:
     return model.eval().requires_grad_(False).to(device)
 
 
-def sharded(folder: Path, make: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+def sharded(
+    folder: Path, make: Callable[[], nn.Module], device: torch.device, *, whole: nn.Module | None = None
+) -> nn.Module:
     """The model in `folder` (safetensors under the model's own parameter names), scattered over all ranks.
 
     Args:
         folder: an artifact, or any folder `save_pretrained` wrote.
         make: makes the model from its config; its fresh weights are thrown away.
+        whole: the loaded model, where it can't be made in shards (layers that were cut to other sizes than the config says).
 
     Raises:
         RuntimeError: a parameter isn't in the files, or has another shape there.
@@ -100,10 +103,14 @@ def sharded(folder: Path, make: Callable[[], nn.Module], device: torch.device) -
     quiet(deepspeed)
     start_afresh(deepspeed)
     # No dtype: from a config without fp16 and bf16, Init takes float32. Given dtype=torch.float32 on a CPU, DeepSpeed 0.19 takes bf16 without a word.
-    with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=SHARDED):
-        model = make()
-    model.tie_weights()  # part of the initialisation that was left out
-    fill(model, folder)
+    if whole is not None:
+        model = whole
+        deepspeed.zero.Init(module=model, config_dict_or_path=SHARDED)
+    else:
+        with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=SHARDED):
+            model = make()
+        model.tie_weights()  # part of the initialisation that was left out
+        fill(model, folder)
     model.eval().requires_grad_(False)
     engine = deepspeed.initialize(model=model, config=with_room(SHARDED, model), dist_init_required=False)[0]
     engine.eval()  # gives None back, unlike a module's

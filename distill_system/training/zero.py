@@ -1,6 +1,6 @@
 """The objective under DeepSpeed's ZeRO stages 1, 2 and 3, on CPU (gloo) and GPU (NCCL) by the same path."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill_system import distributed
 from distill_system.settings import Training
-from distill_system.training.engine import MOMENTS, WEIGHT, Heard, Piece, in_order, named_state, role_module
+from distill_system.training.engine import MOMENTS, WEIGHT, Heard, Piece, in_order, named_state, own_run, role_module
 from distill_system.training.objective import Batch, Objective
 from distill_system.training.optim import empty_state, make_optimizer, parameter_groups
 
@@ -71,7 +71,7 @@ class ZeroEngine:
 
     def step(self, lr: float) -> Tensor:
         for group in self.base.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         self.engine.step()  # skips by itself when the norm isn't finite
         own = list(self.objective.roles)
         if self.optimizer.overflow:
@@ -129,6 +129,45 @@ class ZeroEngine:
             for params, flat in zip(self.optimizer.bit16_groups, self._flats(), strict=True):
                 lazy_init_hp_params_optimizer_state(params, flat, self.base.state)
 
+    def shares(self, names: Iterable[str]) -> Iterator[Piece]:
+        for name in names:
+            parameter = self.objective.get_parameter(name)
+            if self.stage == 3:
+                offset, held = shard_of(parameter)
+                yield Piece(name, WEIGHT, offset, parameter.ds_tensor.detach().view(-1)[:held], replicated=False)
+            elif not parameter.requires_grad:
+                yield own_run(name, parameter.detach())
+            elif parameter._hp_mapping is not None:
+                address = parameter._hp_mapping.lp_fragment_address
+                values = parameter.detach().view(-1).narrow(0, address.start, address.numel)
+                yield Piece(name, WEIGHT, address.start, values, replicated=False)
+
+    def gradients(self, names: Iterable[str]) -> Iterator[Piece]:
+        scale = self.optimizer.loss_scale
+        for name in names:
+            parameter = self.objective.get_parameter(name)
+            if not parameter.requires_grad:
+                continue
+            if self.stage == 3:
+                offset, held = shard_of(parameter)
+                values = self.optimizer.get_local_fp32_grad_for_param(parameter).view(-1)[:held]
+            elif parameter._hp_mapping is not None:
+                address = parameter._hp_mapping.lp_fragment_address
+                offset = address.start
+                values = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group).view(-1)
+                if values.numel() == parameter.numel():  # kept whole: this rank's part of it is the fragment
+                    values = values.narrow(0, address.start, address.numel)
+            else:
+                continue
+            yield Piece(name, WEIGHT, offset, values.float() / scale, replicated=False)
+
+    def spread_frozen(self) -> None:
+        if self.stage == 3:
+            self.optimizer._partition_all_parameters()  # a parameter that is whole now would stay what it was
+        persistent = getattr(self.optimizer, "persistent_parameters", [])
+        if persistent:  # small parameters stay whole between steps: from the new shards, as after a step
+            persistent[0].all_gather(persistent)
+
     def scalars(self) -> dict[str, float]:
         self._fill_state()
         scaler = self.optimizer.loss_scaler
@@ -140,8 +179,6 @@ class ZeroEngine:
             self.base.state[flat]["step"].fill_(scalars["updates"])
         if self.optimizer.loss_scaler.dynamic and "loss_scale" in scalars:
             self.optimizer.loss_scaler.cur_scale = scalars["loss_scale"]
-        if self.stage == 3:
-            self.optimizer._partition_all_parameters()
         for parameter in self.objective.parameters():
             if not parameter.requires_grad:
                 continue
@@ -154,9 +191,7 @@ class ZeroEngine:
                 from deepspeed.utils import safe_get_full_fp32_param
 
                 parameter.data.copy_(safe_get_full_fp32_param(parameter))
-        persistent = getattr(self.optimizer, "persistent_parameters", [])
-        if persistent:  # small parameters stay whole between steps: from the new shards, as after a step
-            persistent[0].all_gather(persistent)
+        self.spread_frozen()
 
     def whole_weights(self, role: str | None = None) -> Iterator[tuple[str, Tensor]]:
         import deepspeed

@@ -34,7 +34,12 @@ LEVELS = {  # a module imports its own row or a lower one, never a higher one
     },
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names}
-ROW_ONE_EXCEPTIONS = {("pruning", "models.anatomy"), ("quantization", "models.anatomy")}
+ROW_ONE_EXCEPTIONS = {
+    ("pruning", "models.anatomy"),
+    ("pruning", "models.parts"),
+    ("pruning", "models.resized"),
+    ("quantization", "models.anatomy"),
+}
 
 LIBRARIES = {  # where a library may be imported
     "hydra": {"cli", "config"},

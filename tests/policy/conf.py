@@ -61,6 +61,9 @@ def experiments(root: Path) -> list[str]:
     return found
 
 
+HOMES = {"scores": "pruning.scores"}  # groups whose folder lies in another's
+
+
 def targets(root: Path, package: str = PACKAGE) -> list[str]:
     """`conf/losses/x.yaml` names something of `distill_system.losses`, with exactly its parameters as keys."""
     found = []
@@ -70,7 +73,7 @@ def targets(root: Path, package: str = PACKAGE) -> list[str]:
             if target is None:
                 continue
             where = f"{path}: {place}._target_" if place else f"{path}: _target_"
-            folder = f"{package}.{group}." if not place else f"{package}."
+            folder = f"{package}.{HOMES.get(group, group)}." if not place else f"{package}."
             if not str(target).startswith(folder):
                 found.append(f"{where} is {target}, must begin with {folder}")
                 continue

@@ -10,7 +10,7 @@ import yaml
 
 from distill_system.config.check import check
 from distill_system.config.compose import compose
-from distill_system.settings import BornAgain, Cohort, Ensemble, LabelNoise, Run, Schedule, Teacher, Training
+from distill_system.settings import BornAgain, Cohort, Ensemble, LabelNoise, Pruning, Run, Schedule, Teacher, Training
 from tests.policy import text
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +50,7 @@ def test_teacher_table_has_every_field():
         ("Cohorts", Cohort),
         ("Born-again generations", BornAgain),
         ("Label noise", LabelNoise),
+        ("Pruning schedules", Pruning),
     ],
 )
 def test_table_has_every_field_with_its_default(section, settings):
@@ -63,7 +64,9 @@ def test_phases_table_has_every_key_and_its_kinds():
     files = sorted((ROOT / "conf" / "phases").glob("*.yaml"))
     for path in files:
         node = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for key in {"losses", *node} - {"defaults", "_target_"}:
+        # A part that another file fills: `/pruning@pruner: neurons`, `/losses@losses.hard: hard_label`.
+        filled = {next(iter(entry)).partition("@")[2].partition(".")[0] for entry in node["defaults"]}
+        for key in {"losses", *filled, *node} - {"defaults", "_target_"}:
             kinds.setdefault(key, []).append(path.stem)
     found = {key: words.split() for key, words in rows("Phases").items()}
     every = [path.stem for path in files]

@@ -1,0 +1,278 @@
+"""`distill export RUN/PHASE format=...`: a finished model in another form: one dense file set, compressed where it is sparse, or ONNX."""
+
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill_system.artifacts import Artifact, artifact_files, write_passport
+from distill_system.errors import Problem, Refusal, nearest, refuse
+from distill_system.files import folder_atomic, read_json
+from distill_system.models.weights import folder_problems, has_tokenizer, max_positions, read_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = ("dense", "sparse", "onnx")
+USAGE = f"distill export runs/NAME/PHASE format={'|'.join(FORMATS)}"
+WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+LONGEST = 32  # tokens of the example that torch and onnxruntime are compared on
+TEXTS = ("The quick brown fox, naïve façade & 3.14 -- 你好 😀", "A short one.")
+
+
+def main(words: list[str]) -> int:
+    """Writes the folder and prints what is in it."""
+    settings, paths = _apart(words)
+    if len(paths) != 1:
+        raise refuse("PATH", f"must be one phase of a run, or a model folder: {USAGE}")
+    form = _format(settings)
+    source = find_model(paths[0])
+    target = _target(settings.get("out"), source, form)
+    artifact = _artifact(source)
+
+    from distill_system.scheduling.rank import quiet_libraries
+
+    quiet_libraries()
+    with folder_atomic(target) as folder:
+        lines = _export_onnx(source, folder, artifact.task) if form == "onnx" else _export_weights(source, folder, form)
+        for path in artifact_files(source):
+            if not path.name.endswith(WEIGHTS):
+                (folder / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / path.relative_to(source))
+        if artifact.task:
+            _write_passport(folder, artifact, artifact.task, form, shlex.join(["distill", "export", *words]))
+    print("\n".join([f"{target}:", *(f"  {line}" for line in lines)]))
+    return 0
+
+
+def _apart(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    settings: dict[str, str] = {}
+    paths: list[str] = []
+    problems: list[Problem] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("-"):
+            problems.append(Problem(word, "is no option here"))
+        elif not equals:
+            paths.append(word)
+        elif name not in ("format", "out"):
+            problems.append(Problem(name, f"is not a setting here{nearest(name, ['format', 'out'])}"))
+        elif name in settings:
+            problems.append(Problem(name, f"is given twice, as '{settings[name]}' and '{value}'"))
+        else:
+            settings[name] = value
+    if problems:
+        raise Refusal(problems)
+    return settings, paths
+
+
+def _format(settings: dict[str, str]) -> str:
+    form = settings.get("format")
+    if form is None:
+        raise refuse("format", f"is not given, must be one of {', '.join(FORMATS)}: {USAGE}")
+    if form not in FORMATS:
+        raise refuse("format", f"is '{form}'{nearest(form, FORMATS)}, must be one of {', '.join(FORMATS)}")
+    if form == "onnx":
+        from distill_system.export.onnx import missing_packages
+
+        if missing := missing_packages():
+            text = f"is onnx, which needs {' and '.join(missing)}; install distill_system with the extra: pip install '.[onnx]'"
+            raise refuse("format", text)
+    return form
+
+
+def find_model(text: str) -> Path:
+    """The model folder that RUN/PHASE, RUN/PHASE/MEMBER or a model folder names.
+
+    Raises:
+        Refusal: there is no model, or its files are damaged.
+    """
+    path = Path(text).expanduser()
+    if path.name in ("", ".."):  # `.` has no name that one beside it could take after
+        path = path.resolve()
+    folder = path / "model" if (path / "model" / "config.json").is_file() else path
+    if not (folder / "config.json").is_file():
+        raise refuse("PATH", f"is '{text}', {_why_no_model(path)}")
+    if problems := folder_problems(folder, "PATH"):
+        raise Refusal(Problem("PATH", problem.message) for problem in problems)
+    return folder
+
+
+def _why_no_model(path: Path) -> str:
+    inside = _models_below(path)
+    if (path / "manifest.json").is_file():
+        return (
+            f"a run; name one of its phases: {', '.join(str(path / name) for name in inside) or 'none has a model yet'}"
+        )
+    if inside:
+        return f"which holds several models; name one: {', '.join(str(path / name) for name in inside)}"
+    manifest = path.parent / "manifest.json"
+    try:
+        phases = read_json(manifest)["phases"] if manifest.is_file() else {}
+    except (ValueError, KeyError, TypeError):  # a damaged manifest: what is on the disk still can be told
+        phases = {}
+    if path.name in phases:
+        state = phases[path.name].get("state", "unknown")
+        return f"a phase without a model (its state is {state}): finish it by `distill run` with the run's settings"
+    if not path.exists():
+        return f"which doesn't exist{nearest(path.name, _models_below(path.parent))}"
+    return "which holds no model (no config.json); give a phase of a run, such as runs/NAME/PHASE, or a model folder"
+
+
+def _models_below(path: Path) -> list[str]:
+    if not path.is_dir():
+        return []
+    return sorted(child.name for child in path.iterdir() if (child / "model" / "config.json").is_file())
+
+
+def _target(out: str | None, source: Path, form: str) -> Path:
+    """`out`, or a folder beside the model's, named after the format."""
+    if out == "":
+        raise refuse("out", "is empty, must be a folder to write")
+    beside = source.with_name(form) if source.name == "model" else source.with_name(f"{source.name}-{form}")
+    target = Path(out).expanduser() if out else beside
+    if target.resolve().is_relative_to(source.resolve()):
+        raise refuse(
+            "out", f"is '{target}', inside the model '{source}', which would change it; name a folder elsewhere"
+        )
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise refuse("out", f"is '{target}', which exists already; remove it, or name another: out=FOLDER")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refuse("out", f"is '{target}', which can't be made ({error.strerror})") from error
+    if not os.access(target.parent, os.W_OK):
+        raise refuse("out", f"is '{target}', and nothing may be written into '{target.parent}'")
+    return target
+
+
+def _artifact(source: Path) -> Artifact:
+    try:
+        return Artifact.read(source)
+    except ValueError as error:
+        raise refuse("PATH", f"is '{source}', whose passport can't be read: {error}") from error
+
+
+def _export_weights(source: Path, folder: Path, form: str) -> list[str]:
+    """The tensors in another form, read back and compared."""
+    import torch
+    from transformers import PreTrainedConfig
+
+    from distill_system.export import dense, sparse
+
+    tensors = _tensors(source)
+    config = PreTrainedConfig()  # the source's own files come in its place
+    lines = []
+    if form == "dense":
+        files = dense.write_model(folder, tensors.items(), config, None)
+    else:
+        negative = 0
+        for name, tensor in tensors.items():
+            if (
+                tensor.is_floating_point() and tensor.itemsize > 1
+            ):  # the sign of a zero, which a mask leaves behind, would be stored as a value
+                negative += int(((tensor == 0) & torch.signbit(tensor)).sum())
+                tensors[name] = torch.where(tensor == 0, torch.zeros_like(tensor), tensor)
+        blocks = sparse.blocks_of(source) if sparse.is_sparse(source) else {}
+        files = sparse.write_sparse(folder, tensors.items(), blocks, config, None)
+        layout = sparse.read_layout(folder)
+        some = [name for name, stored in layout.items() if stored.kept is not None]
+        if not some:
+            text = f"is sparse, but no tensor of '{source}' holds zeros enough to be smaller so; take format=dense"
+            raise refuse("format", text)
+        lines.append(f"{len(some)} of {len(layout)} tensors hold zeros enough to be stored by what they keep")
+        if negative:
+            lines.append(f"zeros with a minus sign, which is not kept: {negative:,}")
+    again = sparse.read_tensors(folder) if form == "sparse" else _tensors(folder)
+    for name, tensor in tensors.items():
+        if not torch.equal(again[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)):
+            raise RuntimeError(f"{folder} does not give {name} back after reloading")
+    size, whole = sum(path.stat().st_size for path in files), sum(tensor.nbytes for tensor in tensors.values())
+    return [f"{size:,} bytes of weights, {size / max(1, whole):.3f} of the {whole:,} that they take in memory", *lines]
+
+
+def _tensors(folder: Path) -> "dict[str, Tensor]":
+    """What the weight files of a model folder hold.
+
+    Raises:
+        Refusal: they are damaged.
+    """
+    from safetensors import safe_open
+
+    from distill_system.export import sparse
+    from distill_system.models.weights import weight_map
+
+    try:
+        if sparse.is_sparse(folder):
+            return sparse.read_tensors(folder)
+        tensors = {}
+        for name, file in weight_map(folder).items():
+            with safe_open(folder / file, framework="pt") as opened:
+                tensors[name] = opened.get_tensor(name)
+    except ValueError as error:
+        raise refuse("PATH", f"is '{folder}', whose weights can't be read: {error}") from error
+    return tensors
+
+
+def _export_onnx(source: Path, folder: Path, task: str | None) -> list[str]:
+    from distill_system.export.dense import load
+    from distill_system.export.onnx import export_onnx
+    from distill_system.models.tokenizers import first_sentence
+
+    try:
+        model = load(source, task)
+    except (RuntimeError, ValueError) as error:
+        raise refuse("PATH", f"is '{source}', which can't be loaded: {first_sentence(error)}") from error
+    try:
+        exported = export_onnx(model, folder / "model.onnx", example(source, model.config))
+    except ValueError as error:
+        raise refuse("PATH", f"is '{source}': {error}") from error
+    size = sum(path.stat().st_size for path in exported.files)
+    return [
+        f"{size:,} bytes in {', '.join(path.name for path in exported.files)}; inputs {', '.join(exported.inputs)}",
+        f"onnxruntime gives torch's logits within {exported.difference:.1e}, for several numbers of rows and lengths",
+    ]
+
+
+def example(source: Path, config: Any) -> "dict[str, Tensor]":
+    """Inputs that the model of a folder takes: two texts, two rows of tokens where there is no tokenizer, or two pictures of noise."""
+    import torch
+
+    from distill_system.models.images import sees_pictures
+    from distill_system.models.tokenizers import load_tokenizer
+
+    generator = torch.Generator().manual_seed(0)
+    if sees_pictures(config):
+        side = getattr(config, "image_size", None) or 224
+        height, width = (side, side) if isinstance(side, int) else side
+        return {"pixel_values": torch.randn(2, getattr(config, "num_channels", 3), height, width, generator=generator)}
+    length = min(LONGEST, max_positions(read_config(source) or {}) or LONGEST)
+    if has_tokenizer(source):
+        tokenizer = load_tokenizer(source, "PATH", local_only=True)
+        return dict(tokenizer(list(TEXTS), padding=True, truncation=True, max_length=length, return_tensors="pt"))
+    ids_BT = torch.randint(0, config.vocab_size, (2, length), generator=generator)
+    return {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+
+
+def _write_passport(folder: Path, artifact: Artifact, task: str, form: str, command: str) -> None:
+    """The source's passport, of the new files; and a card whose code loads them."""
+    old = artifact.passport
+    title = f"{artifact.folder.parent.name if artifact.folder.name == 'model' else artifact.folder.name}, {form}"
+    write_passport(
+        folder,
+        task=task,
+        lineage=old.get("lineage", []),
+        settings=old.get("settings", {}),
+        metrics=old.get("metrics", {}),
+        base_models=old.get("base_models", []),
+        license_note=old.get("license_note"),
+        title=title,
+        command=command,
+        extra={
+            name: value
+            for name, value in old.items()
+            if name not in ("version", "digest", "size_bytes", "command", "format")
+        }
+        | {"format": form, "exported_from": artifact.digest},
+    )
