@@ -85,8 +85,18 @@ def barrier() -> None:
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum over ranks, in place, as a convenience also returned."""
     if dist.is_initialized() and world() > 1:
-        dist.all_reduce(tensor)
+        _all_reduce(tensor, None)
     return tensor
+
+
+def _all_reduce(tensor: Tensor, group: Any) -> None:
+    """Also of a CPU tensor where the group only knows GPUs: small counts are kept on the host."""
+    if tensor.device.type == "cpu" and dist.get_backend(group) == "nccl":
+        there = tensor.cuda()
+        dist.all_reduce(there, group=group)
+        tensor.copy_(there)
+    else:
+        dist.all_reduce(tensor, group=group)
 
 
 @dataclass(frozen=True)
@@ -167,7 +177,7 @@ def data_everyone(value: Any) -> list[Any]:
 
 def sum_over_data_ranks(tensor: Tensor) -> Tensor:
     if dist.is_initialized() and data_world() > 1:
-        dist.all_reduce(tensor, group=data_group())
+        _all_reduce(tensor, data_group())
     return tensor
 
 

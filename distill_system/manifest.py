@@ -110,7 +110,9 @@ def determining(config: dict[str, Any], phase: str, training: dict[str, Any], da
         training: effective settings of the phase.
         data: fingerprint of the data's content.
     """
-    own = {key: value for key, value in config["phases"][phase].items() if key not in ("training", "gate")}
+    judged = config["phases"][phase].get("kind") == "prune"  # a round that misses the gate is undone
+    apart = ("training",) if judged else ("training", "gate")
+    own = {key: value for key, value in config["phases"][phase].items() if key not in apart}
     own = own | {"teachers": _without_placement(own["teachers"])} if own.get("teachers") else own
     if own.get("cohort"):
         own = own | {

@@ -112,9 +112,9 @@ def check_labels(config: dict[str, Any], name: str) -> list[Problem]:
 def check_hints(config: dict[str, Any], name: str) -> list[Problem]:
     """Explicit pairs of layers that student or teacher doesn't have, as far as files on this machine tell."""
     phase = config["phases"][name]
-    students = [count for node in recipes_of(phase).values() if (count := layers_of_recipe(node))]
+    students = [count for node in recipes_of(phase).values() if (count := layers_of_recipe(node, config))]
     teachers = [count for values in (phase.get("teachers") or {}).values() if (count := teacher_layers(config, values))]
-    teachers += [count for node in (phase.get(ASSISTANTS) or {}).values() if (count := layers_of_recipe(node))]
+    teachers += [count for node in (phase.get(ASSISTANTS) or {}).values() if (count := layers_of_recipe(node, config))]
     problems = []
     for loss_name, loss in (phase.get("losses") or {}).items():
         pairs = loss.get("layers")

@@ -11,6 +11,7 @@ from distill_system.config.compose import MISSING
 from distill_system.config.graph import check_lengths, check_model, check_order, check_teachers
 from distill_system.config.instantiate import instantiate, training_of
 from distill_system.config.kinship import check_kinship
+from distill_system.config.pruning import check_pruning
 from distill_system.config.recipes import data_node, merged, recipes_of
 from distill_system.config.steps import check_sizes, check_steps
 from distill_system.errors import Problem, Refusal, nearest
@@ -22,7 +23,7 @@ from distill_system.schema import (
     signature_of_dataclass,
     signature_of_target,
 )
-from distill_system.settings import Config, Gate, Run, Training
+from distill_system.settings import Calibration, Config, Gate, Pruning, Run, Training
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
 OWN_FOLDERS = ("report", "wandb", "checkpoints")
@@ -92,6 +93,7 @@ def check_across(config: dict[str, Any], *, tolerant: bool) -> list[Problem]:
         tell(lambda n=name, p=phase: check_losses(p, n, task_of(config)))
         tell(lambda n=name, p=phase: check_peer_losses(p, n, task_of(config)))
         tell(check_hints, config, name)
+        tell(lambda n=name: check_pruning(config, n, task_of(config)))
     tell(lambda: instantiate(config["data"]).problems("data"))
     for name, phase in phases.items():
         if phase.get("data"):
@@ -154,6 +156,9 @@ def _check_phase(name: str, phases: dict[str, Any], allowed: list[str], data: An
     if isinstance(phase.get("training"), dict):
         problems += check_group(phase["training"], Training, f"{key}.training")
     problems += check_group(phase["gate"], Gate, f"{key}.gate") if phase.get("gate") is not None else []
+    for own, settings in (("schedule", Pruning), ("calibration", Calibration)):
+        if isinstance(phase.get(own), dict):
+            problems += check_group(phase[own], settings, f"{key}.{own}")
     for group in ("losses", "peer_losses"):
         problems += _check_losses(phase, key, group) if f"{key}.{group}" not in known else []
     return problems

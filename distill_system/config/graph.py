@@ -25,7 +25,8 @@ def references(phase: dict[str, Any]) -> dict[str, str]:
         for key in ("phase", "tokenizer_phase"):
             if node.get(key):
                 found[f"{place}.{key}"] = node[key]
-    return found
+    allocation = (phase.get("pruner") or {}).get("allocation")
+    return found | ({"pruner.allocation": allocation} if allocation else {})
 
 
 def check_order(config: dict[str, Any], name: str) -> list[Problem]:

@@ -10,7 +10,7 @@ from typing import Any
 from distill_system.errors import Problem
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
-SPARSE = "sparse.safetensors"  # in the form of `export.sparse`: values beside their positions
+SPARSE = "sparse.safetensors"  # see `models.sparse_file`: values beside their positions
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 ITEM_BITS = {

@@ -18,8 +18,10 @@ from distill_system.evaluation.readers import reader_for
 from distill_system.files import digest_value, remove_leftovers
 from distill_system.losses.base import Loss
 from distill_system.models.alignment import check_tokenizers
+from distill_system.models.parts import matrices
 from distill_system.phases.context import Context, Trained
 from distill_system.phases.terms import Script, in_words, known_classes, rehearse, write_script
+from distill_system.pruning.masks import keep_zeros
 from distill_system.settings import Ensemble
 from distill_system.training.checkpoint import Loading
 from distill_system.training.engine import Engine
@@ -49,6 +51,9 @@ def build_student(
     )
     reader, warnings = reader_for(context.source, reader, model.config, where)
     context.warnings += warnings
+    if getattr(model.config, "pruned", None):
+        kept = keep_zeros(model, [name for name, *_ in matrices(model)])
+        context.note(f"{where}: {kept:,} weights that were pruned before stay zero")
     return model, reader
 
 

@@ -20,6 +20,7 @@ from distill_system.evaluation.names import DEFAULT_METRIC, better
 from distill_system.evaluation.predict import Predictions, predict
 from distill_system.evaluation.size import size
 from distill_system.export.dense import CODE, verify, write_model
+from distill_system.export.sparse import write_sparse
 from distill_system.files import folder_atomic, link_or_copy, read_json, write_json
 from distill_system.manifest import Manifest
 from distill_system.models.reading import is_sparse
@@ -182,7 +183,8 @@ def write_artifact(context: Context, trained: Trained, taken: Taken, folder: Pat
     generation = getattr(model, "generation_config", None)
     forget_last_call(trained.tokenizer)
     with folder_atomic(folder) as temporary:
-        write = trained.write or write_model
+        sparse = getattr(model.config, "pruned", None) == "sparse"
+        write = trained.write or (functools.partial(write_sparse, blocks={}) if sparse else write_model)
         write(
             temporary, tensors=weights, config=model.config, tokenizer=trained.tokenizer, generation_config=generation
         )

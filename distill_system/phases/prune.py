@@ -4,7 +4,7 @@ import functools
 import re
 import time
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from distill_system.phases import base
 from distill_system.phases.calibration import calibration_batches, show
@@ -55,7 +55,7 @@ class Prune:
         teachers: dict[str, Teacher] | None = None,
         ensemble: Ensemble | None = None,
         calibration: Calibration | None = None,
-        storage: Any = "auto",
+        storage: Literal["auto", "sparse", "dense"] = "auto",
         training: dict[str, Any] | None = None,
         data: dict[str, Any] | None = None,
         seed_as: str | None = None,
@@ -158,7 +158,7 @@ class Prune:
         trained.write = storage_of(self.storage, self.pruner, stage, trained, sparsity)
         if self.pruner.kind in ("weights", "blocks"):
             config: Any = stage.model.config
-            config.pruned = self.pruner.kind  # later phases keep the zeros
+            config.pruned = "sparse" if trained.write else "dense"  # later phases keep the zeros, and the form they are stored in
         result = finish(context, trained)
         if result.evaluation:  # on rank 0
             result.extra["pruning"] = record | before_and_after(context, self.model, result)

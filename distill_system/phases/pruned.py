@@ -14,12 +14,11 @@ from distill_system.export.sparse import write_sparse
 from distill_system.files import read_json
 from distill_system.losses.base import Loss
 from distill_system.models.anatomy import UnknownAnatomy, find_anatomy
-from distill_system.models.parts import matrices
 from distill_system.phases import base
 from distill_system.phases.context import Context, Result, Trained
 from distill_system.pruning.base import Group, Surgery
 from distill_system.pruning.cut import cut, sources
-from distill_system.pruning.masks import PRIVATE, keep_zeros, masked_modules
+from distill_system.pruning.masks import PRIVATE, masked_modules
 from distill_system.pruning.weights import element_groups
 from distill_system.settings import Pruning
 from distill_system.training import checkpoint
@@ -158,8 +157,6 @@ def stage_of(context: Context, recipe: Any, pruner: Any) -> Stage:
             stage.groups = groups_of(pruner, model, key)
     except UnknownAnatomy as error:
         raise refuse(key, f"is {pruner.kind}, but the model {error}") from error
-    if getattr(model.config, "pruned", None):
-        keep_zeros(model, [name for name, *_ in matrices(model)])
     cut_already = bool(stage.surgeries) and pruner.kind != "layers"
     if pruner.kind != "layers" and not cut_already:
         prepare(model, stage.groups, pruner.score.lr_scale if pruner.score.learned else None)

@@ -1,9 +1,10 @@
 """Which groups a prune phase works on: patterns of parameter names that take in and leave out, each of which must match something."""
 
+import difflib
 import fnmatch
 from collections.abc import Iterable, Sequence
 
-from distill_system.errors import Problem, Refusal, nearest
+from distill_system.errors import Problem, Refusal
 from distill_system.pruning.base import Group
 
 
@@ -47,4 +48,5 @@ def _any(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _close(pattern: str, names: Sequence[str]) -> str:
-    return nearest(pattern, names) or f", such as {names[0]}" if names else ""
+    close = difflib.get_close_matches(pattern.strip("*"), names, n=1, cutoff=0.75)
+    return f" (did you mean '{close[0]}'?)" if close else f" (such as {names[0]})" if names else ""

@@ -121,7 +121,7 @@ class Fit:
         self._recorder = self._make_recorder()
         self._started = time.perf_counter()
         self._seconds_before = self.progress.seconds
-        if self._modify(self.progress.step):
+        if self._modify(self.progress.step, last=self._is_last(self.progress.step)):
             self._save(self.progress.step)
         elif self.progress.step < self.total_steps and not self.progress.early_stop:
             self.module = Distillation(
@@ -170,14 +170,17 @@ class Fit:
     def _extra(self) -> list[Piece]:
         return list(self.modifier.pieces(self.engine)) if self.modifier else []
 
-    def _modify(self, step: int) -> bool:
+    def _is_last(self, step: int) -> bool:
+        return step == self.total_steps or self.progress.early_stop
+
+    def _modify(self, step: int, *, last: bool) -> bool:
         """Lets the modifier act; answers whether training must halt for a model of another shape."""
         if self.modifier is None:
             return False
         figures = None
-        if self.modifier.wants_figures(step) and self.validate:
+        if self.modifier.wants_figures(step, last=last) and self.validate:
             figures = self._figures.get(step) or self._validate(step)
-        change = self.modifier.after_step(self.engine, step, figures)
+        change = self.modifier.after_step(self.engine, step, figures, last=last)
         if change.fresh:
             self.progress.best, self.progress.best_step, self.progress.without_progress = {}, {}, 0
         self.progress.early_stop |= change.stop
@@ -217,7 +220,7 @@ class Fit:
         last = step == self.total_steps
         if self.validate and (step % self.eval_every == 0 or last):
             self._validate(step)
-        halt = self._modify(step)
+        halt = self._modify(step, last=self._is_last(step))
         stop = told_to_stop or self.progress.early_stop or halt
         if step % self.save_every == 0 or last or stop:
             self._recorder.flush()

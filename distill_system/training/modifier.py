@@ -37,10 +37,10 @@ class Modifier(Protocol):
     def observe(self, engine: Engine) -> None:
         """Gradients are complete, weights not yet changed."""
 
-    def wants_figures(self, step: int) -> bool:
-        """Whether validation figures are wanted after `step` finished steps."""
+    def wants_figures(self, step: int, *, last: bool) -> bool:
+        """Whether validation figures are wanted after `step` finished steps; `last`: no more will come."""
 
-    def after_step(self, engine: Engine, step: int, figures: Mapping[str, Any] | None) -> Change:
+    def after_step(self, engine: Engine, step: int, figures: Mapping[str, Any] | None, *, last: bool) -> Change:
         """Called after each step, and once before the first of this process; the same step may come twice."""
 
     def window(self, step: int) -> tuple[int, int]:

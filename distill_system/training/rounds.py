@@ -88,11 +88,11 @@ class Rounds:
         """How far the sparsity has come on its way, for penalties that grow with it."""
         return self.memory["done"] / len(self.rounds)
 
-    def wants_figures(self, step: int) -> bool:
+    def wants_figures(self, step: int, *, last: bool) -> bool:
         if self.memory["ended"]:
             return False
         judged = [round.step for round in self.rounds if round.number == self.memory["done"] + 1]
-        return step in judged or (step == self.total_steps and self.settled)
+        return step in judged or (last and self.settled)
 
     def window(self, step: int) -> tuple[int, int]:
         if self.settings.rewind == "none":
@@ -101,11 +101,11 @@ class Rounds:
         first = max(edge for edge in edges if edge <= step)
         return first, min((edge for edge in edges if edge > first), default=self.total_steps)
 
-    def after_step(self, engine: Engine, step: int, figures: Mapping[str, Any] | None) -> Change:
+    def after_step(self, engine: Engine, step: int, figures: Mapping[str, Any] | None, *, last: bool) -> Change:
         change = Change()
         if self.memory["ended"]:
             return self._cut_units(change)
-        self._judge(engine, step, figures, change)
+        self._judge(engine, step, figures, change, last)
         if change.halt:
             return change
         for due in self.rounds[self.memory["done"] :]:
@@ -116,10 +116,10 @@ class Rounds:
                 break
         return change
 
-    def _judge(self, engine: Engine, step: int, figures: Mapping[str, Any] | None, change: Change) -> None:
+    def _judge(self, engine: Engine, step: int, figures: Mapping[str, Any] | None, change: Change, last: bool) -> None:
         """Closes the round under way where it ends: its metric is known, and it is kept or undone."""
         records, number = self.memory["records"], self.memory["done"]
-        over = step == self.total_steps if number == len(self.rounds) else step >= self.rounds[number].step
+        over = last if number == len(self.rounds) else step >= self.rounds[number].step
         if not over or (records and records[-1]["round"] == number and records[-1]["metric"] is not None):
             return
         if not records:
@@ -228,6 +228,9 @@ class Rounds:
         """Where masks of whole lines are final, the lines are cut out."""
         if self.surgeon.cuts_units and not self.memory["cut"] and self.memory["keep"]:
             keep = {name: kept_U.nonzero().flatten().tolist() for name, kept_U in self.kept().items()}
+            if all(bool(kept_U.all()) for kept_U in self.kept().values()):
+                self.memory["cut"] = True  # nothing goes
+                return change
             self.memory["pending"] = Surgery(self.surgeon.kind, keep).as_json()
             change.halt = True
         return change
