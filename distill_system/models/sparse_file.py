@@ -7,7 +7,7 @@
 - `NAME:values`: K elements, or K blocks of h x w elements, each contiguous (`[K, h, w]`), in ascending order of their positions,
 - `NAME:high`, `NAME:low`: the positions (of elements in the flattened tensor, or of blocks row by row), coded as `models.gaps` says.
 
-Its metadata hold `format`, `version`, `layout` (JSON: of each tensor its shape, dtype, kept units, block, low bits and the checksum of each piece) and
+Its metadata hold one entry, JSON of `format`, `version`, `layout` (JSON: of each tensor its shape, dtype, kept units, block, low bits and the checksum of each piece) and
 `checksum`, of the layout. The file has not the name that plain `from_pretrained` looks for: that finds no weights and says so.
 
 Shapes: K kept units, N elements; R, C rows and columns of blocks; h, w of a block.
@@ -110,7 +110,8 @@ def _checksum(part: Tensor) -> int:
 def header_of(layout: Mapping[str, Stored]) -> dict[str, str]:
     """The file's metadata."""
     text = json.dumps({name: asdict(stored) for name, stored in layout.items()})
-    return {"format": FORMAT, "version": str(VERSION), "layout": text, "checksum": str(zlib.crc32(text.encode()))}
+    header = {"format": FORMAT, "version": str(VERSION), "layout": text, "checksum": str(zlib.crc32(text.encode()))}
+    return {FORMAT: json.dumps(header)}
 
 
 def is_sparse(folder: Path | str) -> bool:
@@ -160,7 +161,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Stored]]]:
         raise ValueError(f"{path.parent} holds no {SPARSE}")
     try:
         with safe_open(path, framework="pt") as file:
-            layout = _layout(path, file.metadata() or {})
+            layout = _layout(path, header_in(file.metadata() or {}))
             _check_pieces(path, file, layout)
             yield file, layout
     except (SafetensorError, OSError) as error:
@@ -191,6 +192,17 @@ def _itemsize(path: Path, stored: Stored) -> int:
 
 def _damaged(path: Path, clause: str) -> ValueError:
     return ValueError(f"{path} is damaged: {clause}; write it again, or copy it anew from where it came")
+
+
+def header_in(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What `header_of` wrote; empty where it isn't ours. One entry only: safetensors writes several in an order that changes from run to run, and a
+    model's digest would change with it.
+    """
+    try:
+        header = json.loads(metadata.get(FORMAT, "{}"))
+    except ValueError:
+        return {}
+    return {str(key): str(value) for key, value in header.items()} if isinstance(header, dict) else {}
 
 
 def _layout(path: Path, metadata: Mapping[str, str]) -> dict[str, Stored]:

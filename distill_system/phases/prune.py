@@ -158,7 +158,9 @@ class Prune:
         trained.write = storage_of(self.storage, self.pruner, stage, trained, sparsity)
         if self.pruner.kind in ("weights", "blocks"):
             config: Any = stage.model.config
-            config.pruned = "sparse" if trained.write else "dense"  # later phases keep the zeros, and the form they are stored in
+            config.pruned = (
+                "sparse" if trained.write else "dense"
+            )  # later phases keep the zeros, and the form they are stored in
         result = finish(context, trained)
         if result.evaluation:  # on rank 0
             result.extra["pruning"] = record | before_and_after(context, self.model, result)

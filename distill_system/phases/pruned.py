@@ -118,7 +118,7 @@ class Stage:
                 "loads_plainly": self.loads_plainly,
             }
         kept = {name: len(stay) for surgery in self.surgeries for name, stay in surgery.keep.items()}
-        if not self.surgeries:
+        if self.before[0].block is not None:  # single weights and blocks stay where they are
             kept = rounds.alive_of_groups(engine)
         groups = []
         removed = list(self.removed)
@@ -128,7 +128,8 @@ class Stage:
             groups.append(
                 {"name": group.name, "layer": group.layer, "units": units, "kept": left, "sparsity": 1 - left / units}
             )
-            removed += [] if self.removed else [f"{group.name}: {units - left:,} of {units:,} weights"]
+            if group.block is not None:
+                removed.append(f"{group.name}: {units - left:,} of {units:,} weights")
         return {"groups": groups, "removed": removed, "cut": bool(self.surgeries), "loads_plainly": self.loads_plainly}
 
 
@@ -161,8 +162,8 @@ def stage_of(context: Context, recipe: Any, pruner: Any) -> Stage:
     if pruner.kind != "layers" and not cut_already:
         prepare(model, stage.groups, pruner.score.lr_scale if pruner.score.learned else None)
         if pruner.score.watches == "gradients" and pruner.score.revives:
-            for group in stage.groups:
-                module: Any = model.get_submodule(group.slices[0].name.rpartition(".")[0])
+            for part in (part for group in stage.groups for part in group.slices):
+                module: Any = model.get_submodule(part.name.rpartition(".")[0])
                 module.dense_gradient = True
     return stage
 

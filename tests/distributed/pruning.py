@@ -145,19 +145,19 @@ def zeros(folder: Path) -> dict[str, Any]:
     return {"where": where, "shapes": shapes}
 
 
-def first(folder: Path) -> dict[str, Any]:
-    """Two ranks: each kind straight, and stopped and resumed."""
+def first(folder: Path, chosen: list[str], every: bool) -> dict[str, Any]:
+    """Two ranks: each kind straight (under `every` strategy, or ddp and one other), and stopped and resumed."""
     quick_latency()
     work = Pruning(folder)
     if distributed.is_main():
         work.prepare()
     distributed.barrier()
     found: dict[str, Any] = {"straight": {}, "resumed": {}}
-    for kind in kinds(folder):
-        for strategy in ("ddp", "zero2", "zero3"):
+    for number, kind in enumerate(chosen):
+        for strategy in strategies(number, every):
             found["straight"][f"{kind}-{strategy}"] = work.run(kind, f"{kind}-{strategy}", strategy=strategy)
-    for number, kind in enumerate(kinds(folder)):
-        strategy = ("zero3", "zero2", "ddp")[number % 3]
+    for number, kind in enumerate(chosen):
+        strategy = strategies(number, every=False)[-1]
         name = f"stopped-{kind}"
         stopped = work.run(kind, name, stop_at=STOP, strategy=strategy)
         if distributed.is_main():
@@ -167,14 +167,19 @@ def first(folder: Path) -> dict[str, Any]:
     return found
 
 
-def again(folder: Path) -> dict[str, Any]:
+def strategies(number: int, every: bool) -> tuple[str, ...]:
+    """Those that a kind, by its number, is pruned under."""
+    return ("ddp", "zero1", "zero2", "zero3") if every else ("ddp", ("zero3", "zero2")[number % 2])
+
+
+def again(folder: Path, chosen: list[str]) -> dict[str, Any]:
     """Another number of ranks: each kind straight, and on from what two ranks left under another strategy."""
     quick_latency()
     work = Pruning(folder)
     world = distributed.world()
     strategy = {1: "zero1", 4: "zero3"}[world]
     found: dict[str, Any] = {"straight": {}, "resumed": {}}
-    for kind in kinds(folder):
+    for kind in chosen:
         found["straight"][kind] = work.run(kind, f"{kind}-{strategy}-{world}", strategy=strategy)
         name = f"stopped-{kind}-elsewhere"
         if distributed.is_main():

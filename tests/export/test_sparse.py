@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from distill_system.export.dense import named_tensors, save_model
 from distill_system.export.sparse import blocks_of, is_sparse, read_layout, read_tensors, write_sparse
 from distill_system.models import gaps
-from distill_system.models.sparse_file import _restore, compress, entropy_bytes
+from distill_system.models.sparse_file import FORMAT, _restore, compress, entropy_bytes, header_in
 from distill_system.models.weights import SPARSE
 from tests.models import tiny
 
@@ -219,7 +219,7 @@ def forge(folder, change, **metadata: str) -> None:
     sample(folder)
     pieces = load_file(folder / SPARSE)
     with safe_open(folder / SPARSE, framework="pt") as file:
-        header = file.metadata()
+        header = header_in(file.metadata())
     layout = json.loads(header["layout"])
     layout = change(layout, pieces) or layout
     for name, stored in layout.items():
@@ -228,7 +228,7 @@ def forge(folder, change, **metadata: str) -> None:
             stored["checksums"] |= {s: zlib.crc32(bytes(bits(p).numpy())) for s, p in present.items() if p is not None}
     text = json.dumps(layout)
     header |= {"layout": text, "checksum": str(zlib.crc32(text.encode()))} | metadata
-    save_file(pieces, folder / SPARSE, metadata=header)
+    save_file(pieces, folder / SPARSE, metadata={FORMAT: json.dumps(header)})
 
 
 def setting(name: str, **values):
