@@ -95,7 +95,6 @@ class Sensitivity:
         engine = make_engine(objective, context.training, context.device)
         data = base.data_module(context, stores, tokenizer, start_step=0, total_steps=0)
         batches = list(calibration_batches(context, stores, self.calibration, base.pad_id_of(tokenizer))())
-        context.announce(0)
         record = self._measure(context, engine, groups, batches)
         trained = Trained(engine, Outcome(Progress()), data, stores, {}, tokenizer, started, script)
         suggestion = {"kind": self.pruner.kind, "target": self.target, "groups": record.pop("allocation")}
@@ -112,6 +111,7 @@ class Sensitivity:
             ).append(group)
         self.pruner.score.seed = context.phase_seed
         rises: dict[str, list[float]] = {}
+        distributed.main_only(lambda: context.announce(len(layers)))
         with torch.no_grad(), evaluation_mode([engine.objective]):
             whole = (
                 [engine.evaluate(batch, STUDENT).float() for batch in batches] if context.task != "causal_lm" else None
@@ -135,6 +135,14 @@ class Sensitivity:
                     f"{level:.0%} {rise:.4f}" for level, rise in zip(self.levels, rises[name], strict=True)
                 )
                 context.tell(f"{name}: {self.measure} {told}")
+                line = {
+                    "phase": context.title,
+                    "step": len(rises),
+                    "time": time.time(),
+                    "event": "measured",
+                    "of": name,
+                }
+                distributed.main_only(functools.partial(context.write, [line | {"rises": rises[name]}]))
         sizes = {name: sum(group.elements for group in members) for name, members in layers.items()}
         shares = allocate(self.levels, rises, sizes, self.target)
         return {

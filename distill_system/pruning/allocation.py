@@ -53,5 +53,6 @@ def allocate(
         cheapest = min(prices, key=prices.__getitem__)
         steps[cheapest] += 1
         given += GRAIN * sizes[cheapest]
-        shares[cheapest] = round(steps[cheapest] * GRAIN, 6)
+        too_much = max(0.0, given - wanted) / sizes[cheapest]
+        shares[cheapest] = round(steps[cheapest] * GRAIN - too_much, 6)
     return shares
