@@ -157,10 +157,10 @@ class Prune:
         bake(trained.engine, stage.masks(trained.engine))
         trained.write = storage_of(self.storage, self.pruner, stage, trained, sparsity)
         if self.pruner.kind in ("weights", "blocks"):
+            record["loads_plainly"] = trained.write is None
             config: Any = stage.model.config
-            config.pruned = (
-                "sparse" if trained.write else "dense"
-            )  # later phases keep the zeros, and the form they are stored in
+            # Later phases keep the zeros, and the form in which they are stored.
+            config.pruned = "sparse" if trained.write else "dense"
         result = finish(context, trained)
         if result.evaluation:  # on rank 0
             result.extra["pruning"] = record | before_and_after(context, self.model, result)
