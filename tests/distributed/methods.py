@@ -180,12 +180,10 @@ def first(folder: Path) -> dict[str, Any]:
     return found
 
 
-def again(folder: Path) -> dict[str, Any]:
-    """Another number of ranks: every method that can live on them."""
+def again(folder: Path, chosen: list[str]) -> dict[str, Any]:
+    """Another number of ranks: a part of them."""
     quick_latency()
     work = Methods(folder)
     world = distributed.world()
     strategy = {1: "zero2", 4: "zero3"}[world]
-    apart = ("spread", "taught") if world == 1 else ()
-    chosen = [method for method in methods(folder) if method not in apart]
     return {method: work.run(method, f"{method}-{strategy}-{world}", strategy=strategy) for method in chosen}
