@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_system.artifacts import Artifact, artifact_files, write_passport
 from distill_system.errors import Problem, Refusal, nearest, refuse
-from distill_system.files import folder_atomic, read_json
+from distill_system.files import folder_atomic, read_json, write_json
 from distill_system.models.weights import folder_problems, has_tokenizer, max_positions, read_config
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ def main(words: list[str]) -> int:
             if not path.name.endswith(WEIGHTS):
                 (folder / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / path.relative_to(source))
+        config = read_json(folder / "config.json")
+        if config.get("pruned"):  # the form that later phases store it in
+            write_json(folder / "config.json", config | {"pruned": form})
         if artifact.task:
             _write_passport(folder, artifact, artifact.task, form, shlex.join(["distill", "export", *words]))
     print("\n".join([f"{target}:", *(f"  {line}" for line in lines)]))

@@ -64,7 +64,9 @@ def check_schedule(phase: dict[str, Any], name: str, training: Training) -> list
         text = "is fp16, whose loss scale a soft threshold's penalty doesn't know; take bf16 or fp32"
         problems.append(Problem(training_key(phase, name, "precision"), text))
     if score.get("threshold") == "soft" and score.get("mode") != "learned":
-        text = "is soft, which needs scores that a penalty can drive down; set mode=learned beside it, or threshold=hard"
+        text = (
+            "is soft, which needs scores that a penalty can drive down; set mode=learned beside it, or threshold=hard"
+        )
         problems.append(Problem(f"phases.{name}.pruner.score.threshold", text))
     pattern = pruner.get("pattern")
     if pattern is not None:
