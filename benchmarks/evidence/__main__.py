@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.evidence import plan as plans
 from benchmarks.evidence.outcomes import read_results
 from benchmarks.evidence.picture import draw
-from benchmarks.evidence.render import rows_of, write_page
+from benchmarks.evidence.render import curves_of, rows_of, write_page
 from benchmarks.evidence.running import ROOT, Machine, pending, run_jobs, threads_each
 from distill_system.errors import Refusal
 from distill_system.files import write_atomic
@@ -95,7 +95,7 @@ def render(plan: plans.Plan, path: Path) -> None:
     results = read_results(path, plan)
     rows = rows_of(results)
     if any(row.found for row in rows):
-        write_atomic(FOLDER / f"{plan.name}.png", draw(rows))
+        write_atomic(FOLDER / f"{plan.name}.png", draw(rows, curves_of(results)))
     with locked(cache_folder() / "evidence" / "page.lock"):  # several NAMEs may be run beside each other
         write_page(PAGE, plan.name, results, all_results())
     for row in rows:

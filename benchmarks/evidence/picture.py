@@ -1,18 +1,20 @@
-"""The drawing beside a table: one panel a comparison, a line for each seed from baseline to method, means, and the interval of the paired difference."""
+"""The drawing beside a table: one panel a comparison, a line for each seed from baseline to method, means, and the interval of the paired difference.
+
+A set-up with a curve gets it above its panels: figures over a number, each with the interval of its difference to the first arm."""
 
 import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.evidence.render import Row, is_share, shown, unit
+from benchmarks.evidence.render import Curve, Row, is_share, shown, unit
 from distill_system.tracking.pictures import ALARM, FAINT, INK, MUTED, SERIES, new_figure, png, style
 
 COLUMNS = 3
 COLOURS = {"BEATS": SERIES[2], "NOT": ALARM}
 
 
-def draw(rows: Sequence[Row]) -> bytes:
+def draw(rows: Sequence[Row], curves: Sequence[Curve] = ()) -> bytes:
     """A PNG of the comparisons that have results; the interval is drawn around the method's mean, so that it beats where it is clear of the dashed line."""
     setups: dict[str, list[Row]] = {}
     for row in rows:
@@ -20,11 +22,15 @@ def draw(rows: Sequence[Row]) -> bytes:
             setups.setdefault(row.setup, []).append(row)
     assert setups, "nothing to draw"
     columns = min(COLUMNS, max(len(own) for own in setups.values()))
-    lines = sum(math.ceil(len(own) / columns) for own in setups.values())
+    curve_of = {curve.setup: curve for curve in curves if curve.setup in setups}
+    lines = sum(math.ceil(len(own) / columns) for own in setups.values()) + len(curve_of)
     with style():
         figure = new_figure(2.9 * columns, 2.6 * lines)
         place = 0
-        for own in setups.values():
+        for setup, own in setups.items():
+            if setup in curve_of:
+                _curve(figure.add_subplot(lines, 1, place // columns + 1), curve_of[setup], named=len(setups) > 1)
+                place += columns
             for at, row in enumerate(own):
                 _panel(figure.add_subplot(lines, columns, place + at + 1), row, named=len(setups) > 1)
             place += columns * math.ceil(len(own) / columns)  # each set-up begins a line
@@ -38,6 +44,22 @@ def fewer_colours(data: bytes) -> bytes:
     buffer = io.BytesIO()
     Image.open(io.BytesIO(data)).convert("RGB").quantize(32).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
+
+
+def _curve(axes: Any, curve: Curve, *, named: bool) -> None:
+    scale = 100 if is_share(curve.metric) else 1
+    xs = [x for x, _, _ in curve.points]
+    for line in curve.seeds:
+        axes.plot(xs, [value * scale for value in line], color=MUTED, alpha=0.35, linewidth=1)
+    axes.axhline(curve.points[0][1] * scale, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.plot(xs, [mean * scale for _, mean, _ in curve.points], color=SERIES[0], linewidth=1.6, marker="D", markersize=5)
+    for x, mean, difference in curve.points:
+        if difference is not None and math.isfinite(difference.low):
+            half = (difference.high - difference.low) / 2 * scale
+            axes.errorbar([x], [mean * scale], yerr=[half], color=SERIES[0], linewidth=2, capsize=4)
+    axes.set_xlabel(curve.axis, fontsize=9)
+    axes.set_ylabel(f"{curve.metric.replace('_', ' ')}{', %' if is_share(curve.metric) else ''}", fontsize=9)
+    axes.set_title(curve.title if named else "means, seeds, and 95 % intervals of the difference to the first", fontsize=9, loc="left")
 
 
 def _panel(axes: Any, row: Row, *, named: bool) -> None:

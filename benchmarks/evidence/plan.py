@@ -14,6 +14,8 @@
         corrections: {arm: {phase: kd, label: LABEL}}   # derived arms, see correction.py
         comparisons:
           - {name: KD against CE, baseline: ce, method: kd}
+        curve: {dense: 0, half: 50}     # draws these arms' figures over a number, each with the interval of its difference to the first
+        curve_axis: pruned weights, %   # what the number is
     notes: what a reader must know to judge the figures
 
 An arm is a phase (`kd`), a member of one (`cohort.a`), a list (the mean of its members), or `{best: [a, b]}`: whichever is best on the test rows of a seed, which
@@ -54,6 +56,8 @@ class Setup:
     comparisons: list[Comparison]
     pilot: dict[str, Any] = field(default_factory=dict)
     corrections: dict[str, dict[str, str]] = field(default_factory=dict)
+    curve: dict[str, float] = field(default_factory=dict)
+    curve_axis: str = ""
 
     def metrics(self) -> list[str]:
         return list(dict.fromkeys(comparison.metric for comparison in self.comparisons))
@@ -69,7 +73,7 @@ class Plan:
 
 
 TOP = {"question", "title", "metric", "higher_is_better", "minimal_effect", "setups", "notes"}
-SETUP = {"title", "experiment", "overrides", "seeds", "pilot", "corrections", "comparisons"}
+SETUP = {"title", "experiment", "overrides", "seeds", "pilot", "corrections", "comparisons", "curve", "curve_axis"}
 COMPARISON = {field.name for field in dataclasses.fields(Comparison)}
 
 
@@ -104,6 +108,8 @@ def plan_of(name: str, content: Mapping[str, Any]) -> Plan:
             comparisons=[Comparison(**(shared | comparison)) for comparison in values["comparisons"]],
             pilot=dict(values.get("pilot", {})),
             corrections=dict(values.get("corrections", {})),
+            curve=dict(values.get("curve", {})),
+            curve_axis=values.get("curve_axis", ""),
         )
         for key, values in content["setups"].items()
     }
@@ -138,6 +144,9 @@ def _problems(content: Mapping[str, Any]) -> list[Problem]:
             for key in ("baseline", "method"):
                 if isinstance(comparison.get(key), dict) and set(comparison[key]) != {"best"}:
                     problems.append(Problem(f"{where}.{key}", "must be a phase, a list of phases, or {best: [...]}"))
+        curve = setup.get("curve", {})
+        if curve and (len(curve) < 2 or not all(isinstance(x, (int, float)) for x in curve.values())):
+            problems.append(Problem(f"{place}.curve", f"is {curve}, must give a number for each of at least 2 arms"))
         for arm, correction in setup.get("corrections", {}).items():
             problems += _keys(correction, {"phase", "label"}, {"phase", "label"}, f"{place}.corrections.{arm}")
     return problems

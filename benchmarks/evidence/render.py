@@ -34,6 +34,45 @@ class Row:
     verdict: str
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Arms of a set-up over a number: (x, mean over seeds, paired difference to the first arm, which has none), and each seed's figures."""
+
+    setup: str
+    title: str
+    axis: str
+    metric: str
+    points: list[tuple[float, float, Paired | None]]
+    seeds: list[list[float]]
+
+
+def curves_of(results: Mapping[str, Any]) -> list[Curve]:
+    """Of the set-ups that ask for one, over the seeds that have all its arms."""
+    curves = []
+    for setup, entry in results["setups"].items():
+        about = entry["about"]
+        places = about.get("curve") or {}
+        if not places:
+            continue
+        comparison = about["comparisons"][0]
+        metric, higher = comparison["metric"], comparison["higher_is_better"]
+        found = [
+            [value_of(arm, metric, outcome["arms"], higher_is_better=higher) for arm in places]
+            for outcome in entry["outcomes"].values()
+        ]
+        seeds = [[value for value in line if value is not None] for line in found if None not in line]
+        if not seeds:
+            continue
+        columns = list(zip(*seeds))
+        differences = [None, *(paired(columns[0], column, higher_is_better=higher) for column in columns[1:])]
+        points = [
+            (float(x), fmean(column), difference)
+            for x, column, difference in zip(places.values(), columns, differences, strict=True)
+        ]
+        curves.append(Curve(setup, about["title"], about.get("curve_axis", ""), metric, points, seeds))
+    return curves
+
+
 def rows_of(results: Mapping[str, Any]) -> list[Row]:
     """Every comparison of every set-up, in the order of the file."""
     rows = []
