@@ -29,7 +29,11 @@ def draw(rows: Sequence[Row], curves: Sequence[Curve] = ()) -> bytes:
         place = 0
         for setup, own in setups.items():
             if setup in curve_of:
-                _curve(figure.add_subplot(lines, 1, place // columns + 1), curve_of[setup], named=len(setups) > 1)
+                _curve(
+                    figure.add_subplot(lines, columns, (place + 1, place + columns)),
+                    curve_of[setup],
+                    named=len(setups) > 1,
+                )
                 place += columns
             for at, row in enumerate(own):
                 _panel(figure.add_subplot(lines, columns, place + at + 1), row, named=len(setups) > 1)
@@ -52,14 +56,20 @@ def _curve(axes: Any, curve: Curve, *, named: bool) -> None:
     for line in curve.seeds:
         axes.plot(xs, [value * scale for value in line], color=MUTED, alpha=0.35, linewidth=1)
     axes.axhline(curve.points[0][1] * scale, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.plot(xs, [mean * scale for _, mean, _ in curve.points], color=SERIES[0], linewidth=1.6, marker="D", markersize=5)
+    axes.plot(
+        xs, [mean * scale for _, mean, _ in curve.points], color=SERIES[0], linewidth=1.6, marker="D", markersize=5
+    )
     for x, mean, difference in curve.points:
         if difference is not None and math.isfinite(difference.low):
             half = (difference.high - difference.low) / 2 * scale
             axes.errorbar([x], [mean * scale], yerr=[half], color=SERIES[0], linewidth=2, capsize=4)
     axes.set_xlabel(curve.axis, fontsize=9)
     axes.set_ylabel(f"{curve.metric.replace('_', ' ')}{', %' if is_share(curve.metric) else ''}", fontsize=9)
-    axes.set_title(curve.title if named else "means, seeds, and 95 % intervals of the difference to the first", fontsize=9, loc="left")
+    axes.set_title(
+        curve.title if named else "means, seeds, and 95 % intervals of the difference to the first",
+        fontsize=9,
+        loc="left",
+    )
 
 
 def _panel(axes: Any, row: Row, *, named: bool) -> None:

@@ -220,6 +220,25 @@ def test_drawing_where_low_is_good():
     assert draw(rows)[:4] == b"\x89PNG"
 
 
+def test_a_curve_has_the_interval_of_its_difference_to_the_first_arm(tmp_path):
+    made_up = a_plan(curve={"ce": 0, "kd": 50}, curve_axis="share, %")
+    results = outcomes.read_results(tmp_path / "none.json", made_up)
+    whole = {"1": (0.5, 0.6), "2": (0.4, 0.6), "3": (0.3, 0.6)}
+    entries = {seed: {"arms": {"ce": arm(before), "kd": arm(after)}} for seed, (before, after) in whole.items()}
+    results["setups"]["first"]["outcomes"] = entries | {"4": {"arms": {"ce": arm(0.9)}}}  # lacks an arm
+    (curve,) = render.curves_of(results)
+    assert [(x, round(mean, 6)) for x, mean, _ in curve.points] == [(0.0, 0.4), (50.0, 0.6)]
+    assert curve.seeds == [[0.5, 0.6], [0.4, 0.6], [0.3, 0.6]]
+    first, second = (difference for _, _, difference in curve.points)
+    assert first is None
+    assert second is not None
+    assert (round(second.difference, 6), round(second.deviation, 6), second.wins) == (0.2, 0.1, 3)
+    rows = render.rows_of(results)
+    assert draw(rows, [curve]) != draw(rows)
+    with pytest.raises(Refusal, match="at least 2 arms"):
+        a_plan(curve={"ce": 0})
+
+
 def test_the_command_of_a_seed():
     setup = a_plan(overrides=["data.limit=5"]).setups["first"]
     job = running.Job(a_plan(), setup, 2, "0123456789abcdef", CONFIG)
