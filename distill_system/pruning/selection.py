@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill_system import distributed
 
-CHUNK = 1 << 20  # elements that are looked at together
+CHUNK = 1 << 17  # elements that are looked at together: what is made of them stays in the cache of a core
 DIGIT = 16  # bits that a pass tells apart
 BINS = 1 << DIGIT
 INFINITY = 0x7F800000  # the bits of +inf; what lies beyond is no number
