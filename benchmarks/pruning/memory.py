@@ -77,7 +77,7 @@ def work(file: Path, quick: bool, timed: bool) -> None:
     objective = Objective(model, {"hard": HardLabel()}, task="classification")
     engine = make_engine(objective, Training(strategy="zero3" if world > 1 else "single"), CPU)
     surgeon = Masking(pruner, groups, STUDENT, allocation=None, calibrate=lambda engine, watcher: None)
-    surgeon.apply(engine, Round(1, 1, FIRST), {}, [])
+    surgeon.apply(engine, Round(1, 1, FIRST), {})
     scorer = surgeon.scorer(engine)
     sizes = {group.name: group.units for group in groups}
     prune = round(NEXT * sum(sizes.values()))
@@ -85,7 +85,7 @@ def work(file: Path, quick: bool, timed: bool) -> None:
     choose()
     mine = {
         "selection": max(added(choose) for _ in range(3)),
-        "round": added(lambda: surgeon.apply(engine, Round(2, 2, NEXT), {}, [])),
+        "round": added(lambda: surgeon.apply(engine, Round(2, 2, NEXT), {})),
     }
     ranks = distributed.everyone(mine) if world > 1 else [mine]
     found: dict[str, float] = {key: max(rank[key] for rank in ranks) for key in mine}

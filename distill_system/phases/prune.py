@@ -75,7 +75,7 @@ class Prune:
         while True:  # once, and once more for each time that the model gets another shape
             stage = stage_of(context, self.model, self.pruner)
             if not continued:
-                self._announce(context, stage)
+                context.tell(stage.plan(self.schedule))
             stores = base.load_data(context, stage.tokenizer)
             if teachers is None:
                 students = {STUDENT: stage.model}
@@ -102,10 +102,6 @@ class Prune:
             if not trained.outcome.halted:
                 return self._finish(context, trained, stage, made[0])
             continued = True
-
-    def _announce(self, context: Context, stage: Stage) -> None:
-        for sentence in stage.plan(self.schedule):
-            context.tell(sentence)
 
     def _rounds(self, context: Context, stage: Stage, stores: Any, made: list[Rounds], total_steps: int) -> Rounds:
         batches = calibration_batches(context, stores, self.calibration, base.pad_id_of(stage.tokenizer))

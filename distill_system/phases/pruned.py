@@ -66,18 +66,20 @@ class Stage:
     removed: list[str] = field(default_factory=list)
     loads_plainly: bool = True
 
-    def plan(self, schedule: Pruning) -> list[str]:
+    def plan(self, schedule: Pruning) -> str:
         """What will happen, for a person."""
         units = sum(group.units for group in self.before) if self.kind != "layers" else self.original
         places = len(self.before) if self.kind != "layers" else 1
         what = f"{units:,} {self.kind} in {places} {'group' if places == 1 else 'groups'}"
-        count = 1 if schedule.shape == "one_shot" else schedule.rounds
-        rhythm = f"every {schedule.every} steps" if schedule.every else f"{count} round{'s' if count > 1 else ''}"
+        once = schedule.shape == "one_shot"
+        rhythm = f"every {schedule.every} steps" if schedule.every else f"{schedule.rounds} rounds"
+        rhythm = "in one round" if once else f"{rhythm}, {schedule.shape}"
+        when = f"after {schedule.begin:.0%}" if once else f"between {schedule.begin:.0%} and {schedule.end:.0%}"
         first = f"{self.before[0].name} to {self.before[-1].name}" if self.kind != "layers" else ""
-        return [
-            f"prune: {what}{f' ({first})' if first else ''}; {rhythm}, {schedule.shape}, to {schedule.final_sparsity:.1%} "
-            f"between {schedule.begin:.0%} and {schedule.end:.0%} of the steps; done so far: {'; '.join(self.removed) or 'nothing'}"
-        ]
+        return (
+            f"prune: {what}{f' ({first})' if first else ''}; {rhythm}, to {schedule.final_sparsity:.1%} "
+            f"{when} of the steps; done so far: {'; '.join(self.removed) or 'nothing'}"
+        )
 
     def follow(self, losses: Mapping[str, Loss]) -> dict[str, Loss]:
         """Losses between layers, whose pairs follow the layers that are left."""
@@ -161,11 +163,15 @@ def stage_of(context: Context, recipe: Any, pruner: Any) -> Stage:
     cut_already = bool(stage.surgeries) and pruner.kind != "layers"
     if pruner.kind != "layers" and not cut_already:
         prepare(model, stage.groups, pruner.score.lr_scale if pruner.score.learned else None)
-        if pruner.score.watches == "gradients" and pruner.score.revives:
-            for part in (part for group in stage.groups for part in group.slices):
-                module: Any = model.get_submodule(part.name.rpartition(".")[0])
-                module.dense_gradient = True
+        straight_through(model, stage.groups, pruner.score)
     return stage
+
+
+def straight_through(model: nn.Module, groups: Sequence[Group], score: Any) -> None:
+    """A score that adds up gradients, and may bring a weight back, has to hear what a masked weight would have done."""
+    for part in (part for group in groups for part in group.slices):
+        module: Any = model.get_submodule(part.name.rpartition(".")[0])
+        module.dense_gradient = score.observes and score.revives
 
 
 def groups_of(pruner: Any, model: nn.Module, key: str) -> list[Group]:

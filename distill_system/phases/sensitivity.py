@@ -128,7 +128,7 @@ class Sensitivity:
                 for number, level in enumerate(self.levels, start=1):
                     self._whole_again(engine, members)
                     unpruned = whole or [engine.evaluate(batch, STUDENT).float() for batch in batches]
-                    surgeon.apply(engine, Round(number, 0, level), {}, [])
+                    surgeon.apply(engine, Round(number, 0, level), {})
                     rises[name].append(self._effect(engine, batches, unpruned, context.task))
                 self._whole_again(engine, members)
                 told = ", ".join(

@@ -4,14 +4,14 @@ Shapes: n elements of a run, U units of a group, O outputs, I inputs.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distill_system import distributed
-from distill_system.pruning.base import Group, Run
+from distill_system.pruning.base import Group
 from distill_system.pruning.calibration import Watcher
 from distill_system.pruning.masks import MASK, SCORE, add_mask
 from distill_system.pruning.schedules import Round
@@ -53,7 +53,7 @@ class Masking:
     ) -> None:
         self.pruner, self.kind, self.groups, self.role = pruner, pruner.kind, groups, role
         self.cuts_units = pruner.cuts
-        self.watches_gradients = pruner.score.watches == "gradients" and not pruner.score.learned
+        self.watches_gradients = pruner.score.observes
         self.allocation = dict(allocation or {})
         self._calibrate = calibrate
         self._scorer: Scorer | None = None
@@ -65,7 +65,11 @@ class Masking:
             )
         return self._scorer
 
-    def observe(self, engine: Engine, share: float) -> None:
+    def begin(self, engine: Engine, sparsity: float) -> None:
+        if self.pruner.score.soft and self.groups[0].block:
+            self._set_penalty(engine, sparsity)
+
+    def observe(self, engine: Engine) -> None:
         self.scorer(engine).observe()
 
     def counts(self, engine: Engine, keep: Mapping[str, Tensor]) -> dict[str, int]:
@@ -76,7 +80,7 @@ class Masking:
         alive, present = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
         return Tally(alive, parameters_of(engine, self.role) - present + alive)
 
-    def apply(self, engine: Engine, due: Round, keep: Mapping[str, Tensor], surgeries: Sequence[Any]) -> Applied:
+    def apply(self, engine: Engine, due: Round, keep: Mapping[str, Tensor]) -> Applied:
         scorer = self.scorer(engine)
         self.pruner.score.round = due.number
         scorer.look()
@@ -145,7 +149,7 @@ class Masking:
                         continue
                     own_n = masks[name][1] if name in masks else scorer.mask_of(run)
                     assert own_n is not None
-                    lines_n = over(run, part, group.units, kept_U.to(own_n.device), outside=True)
+                    lines_n = over(run, part, group, kept_U, outside=True)
                     masks[name] = (run.offset, own_n & lines_n)
                 else:
                     lines = torch.ones(part.shape[part.axis], dtype=torch.bool)
@@ -177,7 +181,9 @@ class Masking:
             pattern_n = self._candidates(scorer, group)
             for offset, scores_n in scorer.element_scores(group.name):
                 if pattern_n is not None:
-                    scores_n = torch.where(pattern_n[offset : offset + scores_n.numel()], torch.inf, scores_n)
+                    scores_n = torch.where(
+                        pattern_n[offset : offset + scores_n.numel()].to(scores_n.device), torch.inf, scores_n
+                    )
                 yield group.name, offset, scores_n
 
     def _candidates(self, scorer: Scorer, group: Group) -> Tensor | None:
@@ -203,7 +209,7 @@ class Masking:
         distributed.sum_over_data_ranks(whole_U)
         if run is None:
             return 0, torch.zeros(0, dtype=torch.bool)
-        return run.offset, whole_U.bool()[block_of(run, group)]
+        return run.offset, over(run, group.slices[0], group, whole_U.bool(), outside=False)
 
     def pieces(self, engine: Engine, part: str) -> Iterator[Piece]:
         """Allocated as soon as they are asked for, so that a checkpoint has a place to be read into."""
@@ -224,11 +230,3 @@ def removed(units: int, sparsity: float, multiple_of: int) -> int:
     """How many of a group's units go: the nearest whole number (halves stay), so that the rest is a multiple of something and at least one."""
     kept = max(1, units - int(sparsity * units + 0.5 - 1e-9))
     return units - min(units, -(-kept // multiple_of) * multiple_of)
-
-
-def block_of(run: Run, group: Group) -> Tensor:
-    """The number of the block `[n]` in which each element lies."""
-    assert group.block is not None
-    height, width = group.block
-    across = run.shape[1] // width
-    return run.lines(0).div(height, rounding_mode="floor") * across + run.lines(1).div(width, rounding_mode="floor")

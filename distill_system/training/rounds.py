@@ -61,6 +61,7 @@ class Rounds:
         self.rounds = rounds_of(settings, total_steps)
         self.total_steps, self.folder, self.identity, self.monitor = total_steps, folder, identity, monitor
         self.tell, self.key = tell, key
+        self._begun = False
         self.memory: dict[str, Any] = {
             "done": 0,
             "records": [],
@@ -82,11 +83,7 @@ class Rounds:
         return self.surgeon.watches_gradients and not self.settled
 
     def observe(self, engine: Engine) -> None:
-        self.surgeon.observe(engine, self._share_done())
-
-    def _share_done(self) -> float:
-        """How far the sparsity has come on its way, for penalties that grow with it."""
-        return self.memory["done"] / len(self.rounds)
+        self.surgeon.observe(engine)
 
     def wants_figures(self, step: int, *, last: bool) -> bool:
         if self.memory["ended"]:
@@ -103,6 +100,10 @@ class Rounds:
 
     def after_step(self, engine: Engine, step: int, figures: Mapping[str, Any] | None, *, last: bool) -> Change:
         change = Change()
+        if not self._begun:
+            self._begun = True
+            done = self.memory["done"]
+            self.surgeon.begin(engine, self.rounds[done - 1].sparsity if done else 0.0)
         if self.memory["ended"]:
             return self._cut_units(change)
         self._judge(engine, step, figures, change, last)
@@ -177,7 +178,7 @@ class Rounds:
         if due.number == 1 and self.settings.rewind == "weights":
             state = {"identity": self.identity, "modifier": self.state(), "progress": {}}
             checkpoint.save(self.folder / "rewind_00000000", engine, state)
-        applied = self.surgeon.apply(engine, due, self.kept(), self.memory["surgeries"])
+        applied = self.surgeon.apply(engine, due, self.kept())
         self.memory["done"] = due.number
         self.memory["keep"] |= {name: to_hex(keep_U) for name, keep_U in applied.keep.items()}
         record = self._record(due.number, step, due.sparsity, applied.tally or self.surgeon.count(engine, self.kept()))

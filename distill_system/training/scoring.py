@@ -14,10 +14,9 @@ from distill_system.pruning.base import Group, Run, Slice
 from distill_system.pruning.calibration import Watcher
 from distill_system.pruning.masks import MASK, SCORE
 from distill_system.pruning.scores.base import Score
-from distill_system.pruning.scores.units import units_of
+from distill_system.pruning.scores.units import unit_numbers, units_of
 from distill_system.training.engine import WEIGHT, Engine, own_run
 
-CHUNK = 2**20  # elements that are scored at once
 MaskRun = tuple[int | None, Tensor]  # (offset, bool [n]) of this rank's run of a mask, or (None, all of it)
 
 
@@ -95,11 +94,7 @@ class Scorer:
         run = self.run_of(name)
         if run is None:
             return
-        seen = self._seen_of(run)
-        for start in range(0, run.values_n.numel(), CHUNK):
-            part = run.part(start, min(start + CHUNK, run.values_n.numel()))
-            along = seen is not None and seen.shape == run.values_n.shape and self.score.watches != "inputs"
-            scores_n = self.score.of_elements(part, seen[start : start + CHUNK] if along and seen is not None else seen)
+        for part, scores_n in self.score.chunks(run, self._seen_of(run)):
             if not self.score.revives and (kept_n := self.mask_of(part)) is not None:
                 scores_n = torch.where(kept_n, scores_n, -torch.inf)
             yield part.offset, scores_n
@@ -119,15 +114,28 @@ class Scorer:
             features = self._watcher.result(group.watched).double()
             return self.score.of_units(features.view(group.units, -1).mean(1)).float()
         total_U = torch.zeros(group.units, dtype=torch.float64)
+        alive_U = torch.zeros_like(total_U)
         if self.score.learned and group.block is None:
             total_U += self._learned(group)
         else:
             for part in group.slices:
                 run = self.run_of(part.name)
                 if run is not None:
-                    total_U += units_of(group, [(run, self._seen_of(run))], self.score).cpu()
-        distributed.sum_over_data_ranks(total_U)
-        return (total_U / (group.elements / group.units)).float()
+                    total_U += units_of(group, [(run, self._seen_of(run))], self.score)
+                    alive_U += self._alive(group, part, run)
+        told = distributed.sum_over_data_ranks(torch.stack([total_U, alive_U]))
+        scores_U = (told[0] / (group.elements / group.units)).float()
+        if group.block is not None and not self.score.revives:
+            scores_U[told[1] == 0] = -torch.inf  # blocks that are masked already come first
+        return scores_U
+
+    def _alive(self, group: Group, part: Slice, run: Run) -> Tensor:
+        """Weights of each block `[U]` that aren't masked, as far as they lie in a run; of lines, which `keep` tells of, none are counted."""
+        alive_U = torch.zeros(group.units + 1, dtype=torch.float64)
+        mask_n = self.mask_of(run) if group.block is not None else None
+        if mask_n is not None:
+            alive_U.index_add_(0, unit_numbers(group, part, run).cpu(), mask_n.cpu().double())
+        return alive_U[:-1]
 
     def _learned(self, group: Group) -> Tensor:
         """Sums `[U]` of this rank's part of the scores that were trained, one for each line of each matrix."""
@@ -157,22 +165,18 @@ class Scorer:
                 if mask_n is not None:
                     alive_n &= mask_n
                 elif group.name in keep:
-                    alive_n &= over(run, part, group.units, keep[group.name].to(alive_n.device), outside=True)
+                    alive_n &= over(run, part, group, keep[group.name], outside=True)
                 if group.block is None:
-                    alive_n &= over(run, part, group.units, None, outside=False)
+                    alive_n &= over(run, part, group, torch.ones(group.units, dtype=torch.bool), outside=False)
                 counts[number] += int(alive_n.sum())
         distributed.sum_over_data_ranks(counts)
         return {group.name: (int(count), group.elements) for group, count in zip(self.groups, counts, strict=True)}
 
 
-def over(run: Run, part: Slice, units: int, keep_U: Tensor | None, *, outside: bool) -> Tensor:
-    """Which elements `[n]` of a run belong to a kept unit (to any, if None); `outside`: what is said of elements of no unit."""
-    lines_n = run.lines(part.axis) - part.first
-    unit_n = lines_n.div(part.width, rounding_mode="floor")
-    inside_n = (lines_n >= 0) & (unit_n < units)
-    if keep_U is None:
-        return inside_n | outside
-    return torch.where(inside_n, keep_U[unit_n.clamp(0, units - 1)], outside)
+def over(run: Run, part: Slice, group: Group, keep_U: Tensor, *, outside: bool) -> Tensor:
+    """Which elements `[n]` of a run belong to a kept unit; `outside`: what is said of elements that belong to none."""
+    keep_U = torch.cat([keep_U, torch.tensor([outside], device=keep_U.device)]).to(run.values_n.device)
+    return keep_U[unit_numbers(group, part, run)]
 
 
 def local(mask: Any, offset: int, count: int) -> Tensor:
@@ -219,9 +223,7 @@ def bake(engine: Engine, masks: Mapping[str, Any]) -> None:
     for piece in list(engine.pieces()):
         if piece.part == WEIGHT and piece.name in masks:
             kept_n = local(masks[piece.name], piece.offset, piece.values.numel())
-            piece.values.masked_fill_(
-                ~kept_n, 0.0
-            )  # times 0, a negative weight would be -0.0, which is stored as a value
+            piece.values.masked_fill_(~kept_n, 0.0)  # times 0, a negative one would be -0.0, which is stored as a value
     engine.restore(engine.scalars())
 
 

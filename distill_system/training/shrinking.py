@@ -17,6 +17,7 @@ from distill_system.losses.task import HardLabel
 from distill_system.models.anatomy import find_anatomy
 from distill_system.pruning.base import Group, Surgery
 from distill_system.pruning.layers import Layers, by_effect, by_rule, count_removed
+from distill_system.pruning.masks import is_private
 from distill_system.pruning.schedules import Round
 from distill_system.pruning.scores.base import Score
 from distill_system.pruning.weights import element_groups
@@ -58,7 +59,10 @@ class Shrinking:
         self.place = find_anatomy(model).layers
         self.remaining, self.original = list(remaining), original
 
-    def observe(self, engine: Engine, share: float) -> None:
+    def begin(self, engine: Engine, sparsity: float) -> None:
+        """Nothing is carried from round to round."""
+
+    def observe(self, engine: Engine) -> None:
         raise NotImplementedError("layers are judged by what they do, not by gradients")
 
     def pieces(self, engine: Engine, part: str) -> Iterator[Piece]:
@@ -75,7 +79,7 @@ class Shrinking:
         alive, present = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
         return Tally(alive, parameters_of(engine, self.role) - present + alive)
 
-    def apply(self, engine: Engine, due: Round, keep: Mapping[str, Tensor], surgeries: Sequence[Any]) -> Applied:
+    def apply(self, engine: Engine, due: Round, keep: Mapping[str, Tensor]) -> Applied:
         wanted = count_removed(due.sparsity, self.original) - (self.original - len(self.remaining))
         model = engine.objective.roles[self.role]
         gone: list[int] = []  # places in the present model
@@ -109,7 +113,7 @@ class Shrinking:
         left = sum(
             getattr(p, "ds_numel", p.numel())
             for name, p in model.named_parameters()
-            if not name.startswith(lost) and not name.endswith("_mask")
+            if not name.startswith(lost) and not is_private(name)
         )
         return Tally(alive, left - present + alive)
 

@@ -1,8 +1,8 @@
 """What a kind of pruning does in a round, whether it writes masks or takes layers away."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -42,15 +42,18 @@ class Surgeon(Protocol):
     cuts_units: bool  # whether lines of masks that are final are cut out
     watches_gradients: bool
 
-    def observe(self, engine: Engine, share: float) -> None:
-        """Gradients are there; `share` of the rounds are done."""
+    def begin(self, engine: Engine, sparsity: float) -> None:
+        """An engine is there, at its start or after a resume, and this much should be gone by now."""
+
+    def observe(self, engine: Engine) -> None:
+        """Gradients are there."""
 
     def counts(self, engine: Engine, keep: Mapping[str, Tensor]) -> dict[str, int]:
         """Weights that aren't zero, by group."""
 
     def count(self, engine: Engine, keep: Mapping[str, Tensor]) -> Tally: ...
 
-    def apply(self, engine: Engine, due: Round, keep: Mapping[str, Tensor], surgeries: Sequence[Any]) -> Applied:
+    def apply(self, engine: Engine, due: Round, keep: Mapping[str, Tensor]) -> Applied:
         """One round, all ranks together."""
 
     def pieces(self, engine: Engine, part: str) -> Iterator[Piece]:

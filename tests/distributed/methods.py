@@ -17,14 +17,11 @@ from distill_system.losses.logits import SoftTarget
 from distill_system.losses.relation import Relation
 from distill_system.losses.relational import Relational
 from distill_system.losses.task import HardLabel
-from distill_system.manifest import Manifest
 from distill_system.models.from_config import FromConfig
 from distill_system.phases import finish
 from distill_system.phases.assistants import Assistants
-from distill_system.phases.context import Context
 from distill_system.phases.distill import Distill
 from distill_system.phases.mutual import Mutual
-from distill_system.settings import Training
 from tests.distributed.strategies import STUDENT, Work
 
 STEPS, STOP = 5, 3
@@ -101,36 +98,8 @@ class Methods(Work):
         self, method: str, folder: str, *, stop_at: int | None = None, identity: str | None = None, **settings: Any
     ) -> dict[str, Any]:
         """Runs a phase in `<folder>/<folder>`, on from where it is."""
-        # A large eps: where a gradient is rounding noise, plain AdamW would make a whole step of it.
-        given = {"batch_size": 16, "max_epochs": None, "max_steps": STEPS, "lr": 3e-3, "clip": 0.05, "eps": 1e-4}
-        training = Training(**{**given, "log_every": 1, "flush_every": 1, **settings})
-        run_folder = self.folder / folder
-        if distributed.is_main():
-            run_folder.mkdir(exist_ok=True)
-            Manifest.read(run_folder, folder).update("phase", kind=method, inputs={}, settings={})
-        distributed.barrier()
         lines: list[dict[str, Any]] = []
-        steps = {"done": 0}
-
-        def stop() -> bool:
-            steps["done"] += 1
-            return stop_at is not None and steps["done"] >= stop_at and distributed.rank() == distributed.world() - 1
-
-        context = Context(
-            run_folder=run_folder,
-            run_name=folder,
-            name="phase",
-            identity=identity or method,
-            source=self.source,
-            training=training,
-            seed=3,
-            device=self.device,
-            artifacts={},
-            write=lines.extend,
-            rewind=lambda *_: None,
-            announce=lambda *_: None,
-            stop_asked=stop,
-        )
+        context = self.context(folder, identity or method, lines.extend, stop_at, {"max_steps": STEPS, **settings})
         result = methods(self.folder)[method]().run(context)
         loss = {
             f"{line['phase'].removeprefix('phase').lstrip('.')}{line['step']}": {

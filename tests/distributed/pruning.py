@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,7 @@ from distill_system.files import digest_value, read_json
 from distill_system.losses.hint import Hint
 from distill_system.losses.logits import SoftTarget
 from distill_system.losses.task import HardLabel
-from distill_system.manifest import Manifest
 from distill_system.models.from_config import FromConfig
-from distill_system.phases.context import Context
 from distill_system.phases.prune import Prune
 from distill_system.pruning.blocks import Blocks
 from distill_system.pruning.heads import Heads
@@ -27,7 +26,6 @@ from distill_system.pruning.scores.movement import Movement
 from distill_system.pruning.scores.random_score import Random
 from distill_system.pruning.scores.taylor import Taylor
 from distill_system.pruning.weights import Weights
-from distill_system.settings import Training
 from tests.distributed.methods import quick_latency
 from tests.distributed.strategies import STUDENT, Work
 
@@ -86,38 +84,10 @@ def kinds(folder: Path) -> dict[str, Callable[[], Prune]]:
 class Pruning(Work):
     def run(self, kind: str, folder: str, *, stop_at: int | None = None, **settings: Any) -> dict[str, Any]:
         """Runs a phase in `<folder>/<folder>`, on from where it is."""
-        # A large eps: where a gradient is rounding noise, plain AdamW would make a whole step of it.
-        given = {"batch_size": 16, "max_epochs": None, "max_steps": STEPS, "lr": 3e-3, "clip": 0.05, "eps": 1e-4}
-        training = Training(**{**given, "log_every": 1, "flush_every": 1, "checkpoint_every": 3, **settings})
-        run_folder = self.folder / folder
-        if distributed.is_main():
-            run_folder.mkdir(exist_ok=True)
-            Manifest.read(run_folder, folder).update("phase", kind="prune", inputs={}, settings={})
-        distributed.barrier()
         lines: list[dict[str, Any]] = []
         told: list[str] = []
-        steps = {"done": 0}
-
-        def stop() -> bool:
-            steps["done"] += 1
-            return stop_at is not None and steps["done"] >= stop_at and distributed.rank() == distributed.world() - 1
-
-        context = Context(
-            run_folder=run_folder,
-            run_name=folder,
-            name="phase",
-            identity=kind,
-            source=self.source,
-            training=training,
-            seed=3,
-            device=self.device,
-            artifacts={},
-            write=lines.extend,
-            rewind=lambda *_: None,
-            announce=lambda *_: None,
-            stop_asked=stop,
-            tell=told.append,
-        )
+        settings = {"max_steps": STEPS, "checkpoint_every": 3, **settings}
+        context = replace(self.context(folder, kind, lines.extend, stop_at, settings), tell=told.append)
         result = kinds(self.folder)[kind]().run(context)
         found: dict[str, Any] = {
             "loss": {line["step"]: line["loss"] for line in lines if "loss" in line},

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from distill_system import distributed
 from distill_system.data.table import Table
 from distill_system.losses.logits import SoftTarget
 from distill_system.losses.task import HardLabel
+from distill_system.manifest import Manifest
 from distill_system.models.from_config import FromConfig
 from distill_system.phases import base
 from distill_system.phases.context import Context
@@ -68,6 +70,44 @@ class Work:
             teacher.classifier.weight *= 20  # so that there is something to learn
         teacher.save_pretrained(self.folder / "teacher")
         tokenizer.save_pretrained(self.folder / "teacher")
+
+    def context(
+        self,
+        folder: str,
+        identity: str,
+        write: Callable[[list[dict[str, Any]]], None],
+        stop_at: int | None,
+        settings: dict[str, Any],
+    ) -> Context:
+        """Of a whole phase in `<folder>/<folder>`, which the last rank is told to leave after `stop_at` steps."""
+        # A large eps: where a gradient is rounding noise, plain AdamW would make a whole step of it.
+        given = {"batch_size": 16, "max_epochs": None, "lr": 3e-3, "clip": 0.05, "eps": 1e-4}
+        run_folder = self.folder / folder
+        if distributed.is_main():
+            run_folder.mkdir(exist_ok=True)
+            Manifest.read(run_folder, folder).update("phase", kind=identity, inputs={}, settings={})
+        distributed.barrier()
+        steps = {"done": 0}
+
+        def stop() -> bool:
+            steps["done"] += 1
+            return stop_at is not None and steps["done"] >= stop_at and distributed.rank() == distributed.world() - 1
+
+        return Context(
+            run_folder=run_folder,
+            run_name=folder,
+            name="phase",
+            identity=identity,
+            source=self.source,
+            training=Training(**{**given, "log_every": 1, "flush_every": 1, **settings}),
+            seed=3,
+            device=self.device,
+            artifacts={},
+            write=write,
+            rewind=lambda *_: None,
+            announce=lambda *_: None,
+            stop_asked=stop,
+        )
 
     def train(
         self,

@@ -22,6 +22,10 @@ class Surgeon:
     def __init__(self) -> None:
         self.alive = 100
         self.applied: list[int] = []
+        self.begun: list[float] = []
+
+    def begin(self, engine, sparsity):
+        self.begun.append(sparsity)
 
     def counts(self, engine, keep):
         return {"w": self.alive}
@@ -29,7 +33,7 @@ class Surgeon:
     def count(self, engine, keep):
         return Tally(self.alive, self.alive + 50)
 
-    def apply(self, engine, due, keep, surgeries):
+    def apply(self, engine, due, keep):
         self.applied.append(due.number)
         self.alive = round(100 * (1 - due.sparsity))
         return Applied()
@@ -131,6 +135,17 @@ def test_a_layer_that_would_vanish_ends_the_phase(tmp_path):
     rounds.surgeon.counts = lambda engine, keep: {"w": 0}
     with pytest.raises(Refusal, match="leaves nothing of layer 0"):
         walk(rounds)
+
+
+def test_a_surgeon_learns_once_how_far_things_are(tmp_path):
+    rounds = made(tmp_path)
+    walk(rounds, until=5)
+    assert rounds.surgeon.begun == [0.0]
+    again = made(tmp_path)
+    again.restore(rounds.state())
+    again.after_step(None, 5, None, last=False)
+    again.after_step(None, 6, None, last=False)
+    assert again.surgeon.begun == [pytest.approx(0.4)]
 
 
 def test_state_comes_back(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill_system.pruning.base import Run
 from distill_system.pruning.calibration import Watcher
 
-CHUNK = 1 << 20  # elements that are scored at once
+CHUNK = 1 << 17  # elements that are scored at once: what they need meanwhile stays below the size of a small matrix
 
 
 class Score:
@@ -33,6 +33,11 @@ class Score:
     def learned(self) -> bool:
         """Whether scores are trained: parameters beside the masks, whose values come as `seen`."""
         return False
+
+    @property
+    def observes(self) -> bool:
+        """Whether it adds up what the gradients of training steps say (`accumulate`)."""
+        return self.watches == "gradients" and not self.learned
 
     @property
     def soft(self) -> bool:

@@ -32,7 +32,9 @@ def penalty_gradient(scores_n: Tensor, penalty: float, total: int) -> Tensor:
 class Movement(Score):
     """Movement pruning (`movement`).
 
-    Differs from the paper in: `accumulated` sums what gradients say of weights in every step, without an optimizer of its own for the scores.
+    Differs from the paper in: `accumulated` sums what gradients say of weights in every step, without an optimizer of its own for the scores, and for that
+    masked weights keep their gradient: they too are trained on, out of the forward's sight, and count in the gradient's norm. With `learned`, as in the
+    paper, they rest.
 
     Args:
         mode: `accumulated`; or `learned`: scores are parameters with the gradient of their masks, which the phase's optimizer trains.
