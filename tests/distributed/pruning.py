@@ -127,13 +127,13 @@ def first(folder: Path, chosen: list[str], every: bool) -> dict[str, Any]:
         for strategy in strategies(number, every):
             found["straight"][f"{kind}-{strategy}"] = work.run(kind, f"{kind}-{strategy}", strategy=strategy)
     for number, kind in enumerate(chosen):
-        strategy = strategies(number, every=False)[-1]
-        name = f"stopped-{kind}"
-        stopped = work.run(kind, name, stop_at=STOP, strategy=strategy)
-        if distributed.is_main():
-            shutil.copytree(folder / name, folder / f"{name}-elsewhere")
-        distributed.barrier()
-        found["resumed"][kind] = [strategy, stopped, work.run(kind, name, strategy=strategy)]
+        for strategy in strategies(number, every) if every else strategies(number, every)[-1:]:
+            name = f"stopped-{kind}-{strategy}"
+            stopped = work.run(kind, name, stop_at=STOP, strategy=strategy)
+            if distributed.is_main() and strategy == strategies(number, every)[-1]:
+                shutil.copytree(folder / name, folder / f"stopped-{kind}-elsewhere")
+            distributed.barrier()
+            found["resumed"][f"{kind}-{strategy}"] = [stopped, work.run(kind, name, strategy=strategy)]
     return found
 
 
