@@ -132,6 +132,31 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """How the tables of a quantized model are stored (`phases.<name>.embeddings`); a tied output layer goes with its table."""
+
+    bits: Annotated[int, Range(at_least=2, at_most=8)] | None = None  # null: as they are
+    group_size: Count | None = None  # neighbours in a row that share a scale; null: the whole row
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How inputs of quantized linears are rounded (`phases.<name>.activations`)."""
+
+    bits: Annotated[int, Range(at_least=2, at_most=8)] | None = None  # null: as they are
+    range: Literal["learned", "running"] = "learned"  # steps trained by gradients, or following the largest inputs
+    scale_lr: Positive = 1.0  # learning rate of learned steps, over the phase's own
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the forward goes over from full precision to quantized weights (`phases.<name>.mixing`)."""
+
+    begin: Fraction = 0.0  # share of the steps that are in full precision
+    until: Fraction = 0.0  # share of the steps after which all is quantized; 0: from the first step
+
+
+@dataclass(frozen=True)
 class LabelNoise:
     """Training labels that are changed on purpose (`data.label_noise`); validation and test keep theirs."""
 
@@ -176,10 +201,13 @@ __all__ = [
     "Calibration",
     "Cohort",
     "Config",
+    "Embeddings",
     "Ensemble",
     "Fraction",
     "Gate",
+    "Inputs",
     "LabelNoise",
+    "Mixing",
     "PositiveSchedule",
     "Pruning",
     "Run",

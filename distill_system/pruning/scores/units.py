@@ -32,9 +32,29 @@ def units_of(group: Group, held: Iterable[tuple[Run, Tensor | None]], score: Sco
         found = torch.zeros(group.units + 1, dtype=torch.float64, device=run.values_n.device)
         for chunk, scores_n in score.chunks(run, seen):
             for part in parts:  # a fused projection has several
-                found.index_add_(0, unit_numbers(group, part, chunk), scores_n.to(torch.float64))
+                if group.block is None:
+                    first, sums_n = line_sums(chunk, scores_n, part.axis)
+                    numbers_n = units_of_lines(group, part, torch.arange(first, first + len(sums_n)).to(sums_n.device))
+                else:
+                    numbers_n, sums_n = unit_numbers(group, part, chunk), scores_n.to(torch.float64)
+                found.index_add_(0, numbers_n, sums_n)
         sums_U += found[:-1].cpu()
     return sums_U
+
+
+def line_sums(run: Run, scores_n: Tensor, axis: int) -> tuple[int, Tensor]:
+    """(first line, float64 sums) of a run's scores along the lines of an axis; a number for each element would cost more than the sums themselves."""
+    columns = run.shape[1]
+    before = run.offset % columns
+    padded_RC = torch.nn.functional.pad(scores_n, (before, -(before + scores_n.numel()) % columns)).view(-1, columns)
+    first = run.offset // columns if axis == 0 else 0
+    return first, padded_RC.sum(1 - axis, dtype=torch.float64)
+
+
+def units_of_lines(group: Group, part: Slice, line_n: Tensor) -> Tensor:
+    """The unit to which each line belongs; `group.units` stands for none of the group."""
+    unit_n = line_n.sub(part.first).div_(part.width, rounding_mode="floor")
+    return torch.where((unit_n >= 0) & (unit_n < group.units), unit_n, group.units)
 
 
 def unit_numbers(group: Group, part: Slice, run: Run) -> Tensor:
@@ -45,5 +65,4 @@ def unit_numbers(group: Group, part: Slice, run: Run) -> Tensor:
         assert part.shape[0] // height * across == group.units, f"{group.name} isn't divided into its blocks"
         row_n = run.lines(0).div_(height, rounding_mode="floor")
         return run.lines(1).div_(width, rounding_mode="floor").add_(row_n.mul_(across))
-    unit_n = run.lines(part.axis).sub_(part.first).div_(part.width, rounding_mode="floor")
-    return torch.where((unit_n >= 0) & (unit_n < group.units), unit_n, group.units)
+    return units_of_lines(group, part, run.lines(part.axis))
