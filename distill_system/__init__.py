@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 
 
 def load(folder: str | PathLike[str], task: str | None = None) -> "PreTrainedModel":
-    """A model that a phase left, in eval mode, in whatever form its weights are stored: plain, cut or sparse.
+    """A model that a phase left, in eval mode, in whatever form its weights are stored: plain, cut, sparse or packed.
 
     Args:
-        folder: the phase's `model` folder.
+        folder: the phase's `model` folder, or `packed`.
         task: such as `classification`; None: whatever the model was saved for.
 
     Raises:

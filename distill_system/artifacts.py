@@ -196,7 +196,7 @@ def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
 
 
 def _loading_code(task: str, pictures: bool, form: str) -> list[str]:
-    if form == "sparse":
+    if form in ("sparse", "packed"):
         return ["import distill_system", "", 'model = distill_system.load("path/to/this/folder")']
     if form == "onnx":
         return ["import onnxruntime", "", 'session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")']

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -71,6 +72,11 @@ def in_words(value: Any) -> str:
     return (
         {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
     )
+
+
+def snake(cls: type) -> str:
+    """A class's name as config groups spell it: `MeanActivation` as `mean_activation`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
 
 def check(value: Any, annotation: Any, key: str) -> list[Problem]:

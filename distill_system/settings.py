@@ -187,6 +187,13 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Export:
+    """What is written of the last phase's model when a run is finished (`export.*`), as `distill export` does by hand."""
+
+    format: Literal["packed", "onnx", "sparse", "torchao"] | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """`config.*`: what a user's own config folder may bring in."""
 
@@ -203,6 +210,7 @@ __all__ = [
     "Config",
     "Embeddings",
     "Ensemble",
+    "Export",
     "Fraction",
     "Gate",
     "Inputs",

@@ -1,12 +1,13 @@
-"""`distill export RUN/PHASE format=...`: a finished model in another form: one dense file set, compressed where it is sparse, or ONNX."""
+"""`distill export RUN/PHASE format=...`: a finished model in another form: one dense file set, compressed where it is sparse, packed where it is quantized, or ONNX."""
 
 import os
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_system.artifacts import Artifact, artifact_files, write_passport
+from distill_system.artifacts import Artifact, write_passport
 from distill_system.errors import Problem, Refusal, nearest, refuse
 from distill_system.files import folder_atomic, read_json, write_json
 from distill_system.models.weights import folder_problems, has_tokenizer, max_positions, read_config
@@ -14,9 +15,8 @@ from distill_system.models.weights import folder_problems, has_tokenizer, max_po
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("dense", "sparse", "onnx")
+FORMATS = ("dense", "sparse", "packed", "onnx")
 USAGE = f"distill export runs/NAME/PHASE format={'|'.join(FORMATS)}"
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 LONGEST = 32  # tokens of the example that torch and onnxruntime are compared on
 TEXTS = ("The quick brown fox, naïve façade & 3.14 -- 你好 😀", "A short one.")
 
@@ -35,18 +35,32 @@ def main(words: list[str]) -> int:
 
     quiet_libraries()
     with folder_atomic(target) as folder:
-        lines = _export_onnx(source, folder, artifact.task) if form == "onnx" else _export_weights(source, folder, form)
-        for path in artifact_files(source):
-            if not path.name.endswith(WEIGHTS):
-                (folder / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, folder / path.relative_to(source))
-        config = read_json(folder / "config.json")
-        if config.get("pruned"):  # the form that later phases store it in
-            write_json(folder / "config.json", config | {"pruned": form})
+        if form == "packed":
+            lines = _export_packed(source, folder)
+        elif form == "onnx":
+            lines = _export_onnx(source, folder, artifact.task)
+        else:
+            lines = _export_weights(source, folder, form)
+        if form != "packed":
+            _copy_rest(source, folder, form)
         if artifact.task:
             _write_passport(folder, artifact, artifact.task, form, shlex.join(["distill", "export", *words]))
     print("\n".join([f"{target}:", *(f"  {line}" for line in lines)]))
     return 0
+
+
+def _copy_rest(source: Path, folder: Path, form: str) -> None:
+    from distill_system.export.packed import copy_rest
+
+    copy_rest(source, folder)
+    config = read_json(source / "config.json")
+    changed = {name: value for name, value in config.items() if name != "packed"}
+    if config.get("pruned"):  # the form that later phases store it in
+        changed["pruned"] = form
+    if changed == config:
+        shutil.copyfile(source / "config.json", folder / "config.json")
+    else:
+        write_json(folder / "config.json", changed)
 
 
 def _apart(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -97,7 +111,7 @@ def find_model(text: str) -> Path:
     folder = path / "model" if (path / "model" / "config.json").is_file() else path
     if not (folder / "config.json").is_file():
         raise refuse("PATH", f"is '{text}', {_why_no_model(path)}")
-    if problems := folder_problems(folder, "PATH"):
+    if problems := folder_problems(folder, "PATH", allow_packed=True):
         raise Refusal(Problem("PATH", problem.message) for problem in problems)
     return folder
 
@@ -163,6 +177,8 @@ def _export_weights(source: Path, folder: Path, form: str) -> list[str]:
     from transformers import PreTrainedConfig
 
     from distill_system.export import dense, sparse
+    from distill_system.export.packed import grids_of
+    from distill_system.models.grids_file import write_grids
 
     tensors = _tensors(source)
     config = PreTrainedConfig()  # the source's own files come in its place
@@ -187,12 +203,44 @@ def _export_weights(source: Path, folder: Path, form: str) -> list[str]:
         lines.append(f"{len(some)} of {len(layout)} tensors hold zeros enough to be stored by what they keep")
         if negative:
             lines.append(f"zeros with a minus sign, which is not kept: {negative:,}")
-    again = sparse.read_tensors(folder) if form == "sparse" else _tensors(folder)
+    write_grids(folder, grids_of(source))
+    _compare(folder, tensors)
+    size, whole = sum(path.stat().st_size for path in files), sum(tensor.nbytes for tensor in tensors.values())
+    return [f"{size:,} bytes of weights, {size / max(1, whole):.3f} of the {whole:,} that they take in memory", *lines]
+
+
+def _export_packed(source: Path, folder: Path) -> list[str]:
+    """The weights as codes, read back and compared."""
+    import torch
+
+    from distill_system.export.packed import grids_of, pack
+
+    try:
+        report, grids = pack(source, folder), grids_of(source)
+    except ValueError as error:
+        raise refuse("PATH", f"is '{source}', which can't be packed: {error}") from error
+    tensors = _tensors(source)
+    for name in grids:
+        tensors[name] = torch.where(tensors[name] == 0, torch.zeros_like(tensors[name]), tensors[name])
+    _compare(folder, tensors)
+    lines = [
+        f"{report.bytes:,} bytes of weights, {report.ratio:.4f} (1/{1 / report.ratio:.1f}) of the {4 * report.parameters:,} of float32",
+        f"{len(grids)} of {len(tensors)} tensors are packed",
+        "; ".join(f"{kind} {size:,}" for kind, size in report.by_kind.items() if size),
+    ]
+    if report.negative_zeros:
+        lines.append(f"zeros with a minus sign, which is not kept: {report.negative_zeros:,}")
+    return lines
+
+
+def _compare(folder: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Raises: RuntimeError: a folder doesn't hold these tensors, to the bit."""
+    import torch
+
+    again = _tensors(folder)
     for name, tensor in tensors.items():
         if not torch.equal(again[name].reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8)):
             raise RuntimeError(f"{folder} does not give {name} back after reloading")
-    size, whole = sum(path.stat().st_size for path in files), sum(tensor.nbytes for tensor in tensors.values())
-    return [f"{size:,} bytes of weights, {size / max(1, whole):.3f} of the {whole:,} that they take in memory", *lines]
 
 
 def _tensors(folder: Path) -> "dict[str, Tensor]":
@@ -201,28 +249,23 @@ def _tensors(folder: Path) -> "dict[str, Tensor]":
     Raises:
         Refusal: they are damaged.
     """
-    from safetensors import safe_open
-
-    from distill_system.export import sparse
-    from distill_system.models.weights import weight_map
+    from distill_system.export.packed import stored_tensors
 
     try:
-        if sparse.is_sparse(folder):
-            return sparse.read_tensors(folder)
-        tensors = {}
-        for name, file in weight_map(folder).items():
-            with safe_open(folder / file, framework="pt") as opened:
-                tensors[name] = opened.get_tensor(name)
+        return dict(stored_tensors(folder))
     except ValueError as error:
         raise refuse("PATH", f"is '{folder}', whose weights can't be read: {error}") from error
-    return tensors
 
 
 def _export_onnx(source: Path, folder: Path, task: str | None) -> list[str]:
     from distill_system.export.dense import load
     from distill_system.export.onnx import export_onnx
+    from distill_system.models.reading import is_packed
     from distill_system.models.tokenizers import first_sentence
 
+    if is_packed(source):
+        text = "a packed model, of which onnx can't be made; take the model it was packed from, or its format=dense"
+        raise refuse("PATH", f"is '{source}', {text}")
     try:
         model = load(source, task)
     except (RuntimeError, ValueError) as error:

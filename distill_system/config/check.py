@@ -12,6 +12,7 @@ from distill_system.config.graph import check_lengths, check_model, check_order,
 from distill_system.config.instantiate import instantiate, training_of
 from distill_system.config.kinship import check_kinship
 from distill_system.config.pruning import check_pruning
+from distill_system.config.quantization import check_export, check_quantization
 from distill_system.config.recipes import data_node, merged, recipes_of
 from distill_system.config.steps import check_sizes, check_steps
 from distill_system.errors import Problem, Refusal, nearest
@@ -23,11 +24,13 @@ from distill_system.schema import (
     signature_of_dataclass,
     signature_of_target,
 )
-from distill_system.settings import Calibration, Config, Gate, Pruning, Run, Training
+from distill_system.settings import Calibration, Config, Export, Gate, Pruning, Run, Training
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+-]*")
 OWN_FOLDERS = ("report", "wandb", "checkpoints")
-ROOT = Signature({key: Parameter() for key in ("run", "seed", "config", "phases", "training", "data", "tracking")}, {})
+ROOT = Signature(
+    {key: Parameter() for key in ("run", "seed", "config", "phases", "training", "data", "tracking", "export")}, {}
+)
 
 
 def check(config: dict[str, Any]) -> list[Problem]:
@@ -46,7 +49,7 @@ def check_values(config: dict[str, Any]) -> list[Problem]:
     own = config.get("config")
     trusted = own.get("allowed_targets") if isinstance(own, dict) else None
     allowed = ["distill_system", *(trusted if isinstance(trusted, list) else [])]
-    for key, settings in (("run", Run), ("training", Training), ("config", Config)):
+    for key, settings in (("run", Run), ("training", Training), ("config", Config), ("export", Export)):
         problems += check_group(config.get(key, {}), settings, key)
     seed = config.get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -94,6 +97,7 @@ def check_across(config: dict[str, Any], *, tolerant: bool) -> list[Problem]:
         tell(lambda n=name, p=phase: check_peer_losses(p, n, task_of(config)))
         tell(check_hints, config, name)
         tell(lambda n=name: check_pruning(config, n, task_of(config)))
+        tell(lambda n=name: check_quantization(config, n, task_of(config)))
     tell(lambda: instantiate(config["data"]).problems("data"))
     for name, phase in phases.items():
         if phase.get("data"):
@@ -101,6 +105,7 @@ def check_across(config: dict[str, Any], *, tolerant: bool) -> list[Problem]:
         tell(check_labels, config, name)
     tell(check_lengths, config)
     tell(check_kinship, config)
+    tell(check_export, config)
     return unique(problems)
 
 

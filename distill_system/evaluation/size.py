@@ -7,8 +7,11 @@ from safetensors import safe_open
 
 from distill_system.errors import refuse
 from distill_system.files import folder_size, read_json
-from distill_system.models.reading import is_sparse
+from distill_system.models.packed_file import read_stored
+from distill_system.models.packed_matrix import PackedMatrix
+from distill_system.models.reading import is_packed, is_sparse
 from distill_system.models.sparse_file import read_tensors
+from distill_system.models.weights import PACKED, SPARSE
 
 PIECE = 2**24  # elements that are read at once
 
@@ -19,6 +22,9 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         Refusal: there is none.
     """
+    for own in (SPARSE, PACKED):
+        if (folder / own).is_file():
+            return [folder / own]
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if single.is_file():
         return [single]
@@ -42,6 +48,8 @@ def size(folder: Path | str) -> dict[str, int]:
     if is_sparse(folder):
         parameters, nonzeros = sparse_counts(folder)
         return sizes(folder, files, parameters, nonzeros)
+    if is_packed(folder):
+        return sizes(folder, files, *packed_counts(folder))
     parameters = nonzeros = 0
     for path in files:
         with safe_open(path, framework="pt") as file:
@@ -67,6 +75,20 @@ def sparse_counts(folder: Path) -> tuple[int, int]:
     return sum(tensor.numel() for tensor in tensors.values()), sum(
         int(tensor.count_nonzero()) for tensor in tensors.values()
     )
+
+
+def packed_counts(folder: Path) -> tuple[int, int]:
+    """(parameters, those that aren't zero) of a folder that holds codes; a piece of a matrix has its values at a time."""
+    parameters = nonzeros = 0
+    for stored in read_stored(folder).values():
+        if isinstance(stored, PackedMatrix):
+            parameters += stored.outputs * stored.inputs
+            rows = max(1, PIECE // stored.inputs)
+            for first in range(0, stored.outputs, rows):
+                nonzeros += int(torch.count_nonzero(stored.values(slice(first, first + rows))))
+        elif stored.is_floating_point():
+            parameters, nonzeros = parameters + stored.numel(), nonzeros + int(torch.count_nonzero(stored))
+    return parameters, nonzeros
 
 
 def sizes(folder: Path, files: list[Path], parameters: int, nonzeros: int) -> dict[str, int]:

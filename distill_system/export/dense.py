@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from distill_system.files import TEMPORARY, sync_folder, write_json
-from distill_system.models.weights import SAFETENSORS, SAFETENSORS_INDEX, SPARSE, read_config
+from distill_system.models.own import OWN, class_named, own_of
+from distill_system.models.weights import GRIDS, PACKED, SAFETENSORS, SAFETENSORS_INDEX, SPARSE, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CODE = "modeling_cut.py"  # in folders of models whose config has a `reshape`
+CODES = (CODE, *(own.copy for own in OWN.values()))
 PROBE = "The quick brown fox, naïve façade & 3.14 -- 你好 😀"
 
 
@@ -139,7 +141,10 @@ def _finish(
 ) -> list[Path]:
     count = len(temporary)
     names = [SAFETENSORS] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    for old in [*folder.glob("model*.safetensors"), *(folder / name for name in (SAFETENSORS_INDEX, SPARSE, CODE))]:
+    for old in [
+        *folder.glob("model*.safetensors"),
+        *(folder / name for name in (SAFETENSORS_INDEX, SPARSE, PACKED, GRIDS, *CODES)),
+    ]:
         old.unlink(missing_ok=True)
     files = [path.rename(folder / name) for path, name in zip(temporary, names, strict=True)]
     if count > 1:
@@ -158,10 +163,15 @@ def _finish(
 
 
 def save_config(folder: Path, config: Any) -> None:
-    """Writes config.json; where it has a `reshape`, the code that reads it goes beside it, for `from_pretrained(folder, trust_remote_code=True)`.
+    """Writes config.json; where the model needs code that transformers doesn't have, that goes beside it, for `from_pretrained(folder, trust_remote_code=True)`.
 
-    Without that consent `from_pretrained` builds the layers as large as the config says, and fails at weights of other sizes.
+    Without that consent `from_pretrained` builds the layers of a `reshape` as large as the config says, and fails at weights of other sizes.
     """
+    own = own_of(config)
+    if own is not None:
+        shutil.copyfile(own.source, folder / own.copy)
+        config = copy.deepcopy(config)
+        config.auto_map = own.auto_map()
     if not getattr(config, "reshape", None):
         config.save_pretrained(str(folder))
         return
@@ -205,7 +215,7 @@ def load(folder: Path, task: str | None = None) -> "PreTrainedModel":
     """The model of a folder, without a network, in eval mode: by plain `from_pretrained` where the folder is plain, or in the form it has.
 
     Args:
-        folder: of an artifact: plain, with layers smaller than its config says, or sparse.
+        folder: of an artifact: plain, with layers smaller than its config says, sparse, or packed.
         task: of the data; None: whatever the model was saved for.
 
     Raises:
@@ -230,12 +240,10 @@ def load(folder: Path, task: str | None = None) -> "PreTrainedModel":
 
 
 def _saved_class(folder: Path, config: Any) -> Any:
-    import transformers
-
     from distill_system.models.reshape import reshaped
 
     name = (getattr(config, "architectures", None) or [""])[0]
-    cls = getattr(transformers, name, None) if name else None
+    cls = class_named(name)
     if cls is None:
         raise ValueError(
             f"{folder} doesn't say what model it holds (architectures: {config.architectures}); name its task"

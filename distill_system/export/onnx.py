@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,13 @@ class Logits(nn.Module):
         return logits
 
 
-def export_onnx(model: "PreTrainedModel", path: Path, batch: Mapping[str, Tensor], tolerance: float = 1e-4) -> Exported:
+def export_onnx(
+    model: "PreTrainedModel",
+    path: Path,
+    batch: Mapping[str, Tensor],
+    tolerance: float = 1e-4,
+    rewrite: Callable[[Path], None] | None = None,
+) -> Exported:
     """Writes `path` (and `path.data` beside it, where the weights are too large for one file), if onnxruntime gives torch's outputs.
 
     Compared are the batch itself, its first row alone and shortened, all rows twice, and the batch with its last token as padding: what the file takes
@@ -72,6 +78,7 @@ def export_onnx(model: "PreTrainedModel", path: Path, batch: Mapping[str, Tensor
         batch: an example of the inputs on the CPU (`input_ids [B, T]` and `attention_mask [B, T]`, or `pixel_values [B, channels, height, width]`);
             keys that the model doesn't take are left out.
         tolerance: largest absolute difference, relative to the largest logit where that is above 1.
+        rewrite: changes the file before its outputs are compared.
 
     Raises:
         ValueError: torch can't export the model, or the outputs differ; nothing is written.
@@ -91,6 +98,8 @@ def export_onnx(model: "PreTrainedModel", path: Path, batch: Mapping[str, Tensor
         with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent) as folder:
             written = Path(folder) / path.name
             _write(wrapped, inputs, written)
+            if rewrite is not None:
+                rewrite(written)
             difference = _compare(wrapped, inputs, written, tolerance)
             files = [found.rename(path.parent / found.name) for found in sorted(written.parent.iterdir())]
     finally:

@@ -21,7 +21,7 @@ from distill_system.models.sparse_file import (
     read_layout,
     read_tensors,
 )
-from distill_system.models.weights import SAFETENSORS_INDEX, SPARSE
+from distill_system.models.weights import GRIDS, PACKED, SAFETENSORS_INDEX, SPARSE
 
 __all__ = ["blocks_of", "is_sparse", "read_layout", "read_tensors", "write_sparse"]
 
@@ -78,7 +78,10 @@ def write_sparse(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    for old in [*folder.glob("model*.safetensors"), folder / SAFETENSORS_INDEX, folder / CODE]:
+    for old in [
+        *folder.glob("model*.safetensors"),
+        *(folder / name for name in (SAFETENSORS_INDEX, PACKED, GRIDS, CODE)),
+    ]:
         old.unlink(missing_ok=True)
     for part in (tokenizer, generation_config):
         if part is not None:

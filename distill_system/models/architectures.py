@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_system.errors import Problem, nearest
+from distill_system.models.own import OWN
 from distill_system.schema import check
 
 TASK_MAPPINGS = {
@@ -78,13 +79,17 @@ def _pairs(file: str, variable: str) -> dict[str, Any]:
 
 
 def config_classes() -> dict[str, str]:
-    """Every architecture that transformers knows by name, and its config class."""
-    return _pairs("auto_mappings.py", "CONFIG_MAPPING_NAMES") or _pairs("configuration_auto.py", "CONFIG_MAPPING_NAMES")
+    """Every architecture that transformers knows by name, or that is ours, and its config class; empty where the source can't be read."""
+    theirs = _pairs("auto_mappings.py", "CONFIG_MAPPING_NAMES")
+    theirs = theirs or _pairs("configuration_auto.py", "CONFIG_MAPPING_NAMES")
+    return theirs | {name: own.config for name, own in OWN.items()} if theirs else {}
 
 
 def known_for(mapping: str) -> dict[str, Any]:
-    """Architectures that have a model in one of transformers' mappings; empty where its source can't be read."""
-    return _pairs("modeling_auto.py", mapping)
+    """Architectures that have a model in one of transformers' mappings, or ours for the task; empty where the source can't be read."""
+    theirs = _pairs("modeling_auto.py", mapping)
+    ours = {name: own.config for name, own in OWN.items()} if mapping == TASK_MAPPINGS["classification"] else {}
+    return theirs | ours if theirs else {}
 
 
 def architecture_problem(architecture: str, task: str) -> str | None:
@@ -129,6 +134,8 @@ def _close(word: str, choices: Any) -> str:
 def settings_of(architecture: str) -> dict[str, Setting] | None:
     """The settings of an architecture's config by name, the standard names of its `attribute_map` included; None if they can't be read."""
     class_name = config_classes().get(architecture)
+    if architecture in OWN:
+        return _read_class(str(OWN[architecture].source), OWN[architecture].config)
     special = _pairs("auto_mappings.py", "SPECIAL_MODEL_TYPE_TO_MODULE_NAME")
     module = special.get(architecture, architecture.replace("-", "_"))
     return _read_class(f"models/{module}/configuration_{module}.py", class_name) if class_name else None

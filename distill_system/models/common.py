@@ -148,7 +148,9 @@ def auto_class(task: str, config: Any = None) -> Any:
 
     from distill_system.artifacts import AUTO_CLASSES, IMAGE_AUTO_CLASS
     from distill_system.models.images import sees_pictures
+    from distill_system.models.own import register
 
+    register()
     pictures = task == "classification" and config is not None and sees_pictures(config)
     return getattr(transformers, IMAGE_AUTO_CLASS if pictures else AUTO_CLASSES[task])
 

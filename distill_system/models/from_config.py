@@ -139,6 +139,9 @@ class FromConfig:
     def _make_config(self, tokenizer: "PreTrainedTokenizerBase", key: str) -> Any:
         from transformers import AutoConfig
 
+        from distill_system.models.own import register
+
+        register()
         unknown = architectures.settings_problems(self.architecture, self.values, key)
         if unknown:
             raise Refusal(unknown)

@@ -9,7 +9,7 @@ from distill_system.models.alignment import align_labels
 from distill_system.models.architectures import future_problem
 from distill_system.models.common import PROBLEM_TYPES, auto_class, log, quiet, seeded, set_dropout, set_labels
 from distill_system.models.images import sees_pictures
-from distill_system.models.reading import folder_config, from_folder
+from distill_system.models.reading import folder_config, from_folder, is_packed
 from distill_system.models.tokenizers import first_sentence
 
 HEAD_NAMES = dict.fromkeys(("classification", "multi_label", "regression"), "SequenceClassification")
@@ -65,6 +65,11 @@ def load_model(
         raise refuse(
             f"{key}.name",
             f"is {source['name']!r}, a quantized model, whose weights can't be trained; take the one it was made from",
+        )
+    if is_packed(source["name"]):
+        raise refuse(
+            f"{key}.name",
+            f"is {source['name']!r}, a packed model, whose few bits can't be trained; take the model it was packed from",
         )
     if clause := future_problem(config.to_dict(), task):
         raise refuse(f"{key}.name", f"is {source['name']!r}, whose config {clause}")

@@ -1,4 +1,4 @@
-"""Models out of folders, in whichever form their weights lie there: plain, with layers smaller than the config says, or sparse."""
+"""Models out of folders, in whichever form their weights lie there: plain, with layers smaller than the config says, sparse, or packed."""
 
 import copy
 from collections.abc import Mapping
@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from distill_system.models.common import quiet, seeded
-from distill_system.models.weights import SPARSE
+from distill_system.models.input_steps import attach_steps
+from distill_system.models.own import own_of, register
+from distill_system.models.weights import PACKED, SPARSE
 
 
 def folder_config(name: str | Path, **options: Any) -> Any:
-    """The config of a folder or hub name. What a reshaped folder says to others about its own code isn't taken over: that code is here."""
+    """The config of a folder or hub name. What a folder says to others about the code beside it isn't taken over where that code is here."""
     from transformers import AutoConfig
 
+    register()
     config = AutoConfig.from_pretrained(str(name), trust_remote_code=False, **options)
-    if getattr(config, "reshape", None):
+    if getattr(config, "reshape", None) or own_of(config):
         vars(config).pop("auto_map", None)
     return config
 
@@ -41,8 +44,13 @@ def is_sparse(name: str | Path) -> bool:
     return Path(name, SPARSE).is_file()
 
 
+def is_packed(name: str | Path) -> bool:
+    """Whether the weights lie in a folder as codes of a few bits: to compute with, not to train."""
+    return Path(name, PACKED).is_file()
+
+
 def from_folder(auto: Any, name: str | Path, config: Any, **options: Any) -> tuple[Any, Mapping[str, Any]]:
-    """A model with its weights, and the report of what was missing or didn't fit, as `from_pretrained` gives it.
+    """A model with its weights, and the report of what was missing or didn't fit, as `from_pretrained` gives it; inputs are rounded where the config says so.
 
     Args:
         auto: an auto class of transformers, or a model's class.
@@ -51,20 +59,33 @@ def from_folder(auto: Any, name: str | Path, config: Any, **options: Any) -> tup
         options: of `from_pretrained`.
 
     Raises:
-        ValueError: `config.reshape` belongs to another model, or the sparse file is damaged. Whatever else `from_pretrained` raises.
+        ValueError: `config.reshape` belongs to another model, or the sparse or packed file is damaged. Whatever else `from_pretrained` raises.
     """
-    reads = "from_config" in dir(auto) and (getattr(config, "reshape", None) or is_sparse(name))
+    model, report = _read(auto, name, config, **options)
+    inputs = (getattr(config, "quantized", None) or {}).get("activations")
+    if inputs:
+        attach_steps(model, inputs["bits"], inputs["steps"])
+    return model, report
+
+
+def _read(auto: Any, name: str | Path, config: Any, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+    reads = "from_config" in dir(auto) and (getattr(config, "reshape", None) or is_sparse(name) or is_packed(name))
     cls = model_class(auto, config) if reads else auto
     options = {"output_loading_info": True, **options, "config": config}
-    if not is_sparse(name):
+    if not (is_sparse(name) or is_packed(name)):
         return cls.from_pretrained(str(name), trust_remote_code=False, **options)
     from transformers import GenerationConfig
 
-    from distill_system.models.sparse_file import read_tensors
-
     for ignored in ("use_safetensors", "local_files_only", "revision", "gguf_file", "weights_only"):
         options.pop(ignored, None)
-    model, report = cls.from_pretrained(None, state_dict=read_tensors(name), **options)
+    if is_packed(name):
+        from distill_system.models.packed_model import load_packed
+
+        model, report = load_packed(cls, name, **options)
+    else:
+        from distill_system.models.sparse_file import read_tensors
+
+        model, report = cls.from_pretrained(None, state_dict=read_tensors(name), **options)
     if model.can_generate() and Path(name, "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(name), local_files_only=True)
     return model, report

@@ -2,15 +2,18 @@
 
 import json
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distill_system.errors import Problem
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SPARSE = "sparse.safetensors"  # see `models.sparse_file`: values beside their positions
+PACKED = "packed.safetensors"  # see `models.packed_file`: codes of a few bits beside their grids
+GRIDS = "grids.safetensors"  # see `models.grids_file`: beside plain weights that lie on grids
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 ITEM_BITS = {
@@ -64,32 +67,36 @@ def read_header(path: Path) -> dict[str, Entry]:
     Raises:
         Unsound: too short, no JSON, offsets that overlap, leave holes or pass the end of the file.
     """
-    size = path.stat().st_size
     with open(path, "rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise Unsound(f"is no safetensors file: it has {size} bytes")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > LARGEST_HEADER or 8 + length > size:
-            raise Unsound(f"is no sound safetensors file: its header should take {length} bytes, the file has {size}")
-        text = file.read(length)
+        return read_head(file)[0]
+
+
+def read_head(file: BinaryIO) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Tensors and metadata of a safetensors file that is open at its beginning; raises as `read_header` does."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise Unsound(f"is no safetensors file: it has {size} bytes")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > LARGEST_HEADER or 8 + length > size:
+        raise Unsound(f"is no sound safetensors file: its header should take {length} bytes, the file has {size}")
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
+        header = json.loads(file.read(length))
+        metadata = {str(name): str(text) for name, text in (header.pop("__metadata__", None) or {}).items()}
         entries = {name: _entry(value, 8 + length) for name, value in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Unsound(
             f"is no sound safetensors file: its header can't be read ({error or type(error).__name__})"
         ) from error
     _check_offsets(entries, 8 + length, size)
-    return entries
+    return entries, metadata
 
 
 def _entry(value: dict[str, Any], start: int) -> Entry:
     begin, end = value["data_offsets"]
     shape = tuple(int(n) for n in value["shape"])
     bits = math.prod(shape) * ITEM_BITS[value["dtype"]]
-    if begin < 0 or 8 * (end - begin) != bits:
+    if begin < 0 or 8 * (end - begin) != bits or min(shape, default=0) < 0:
         raise ValueError(f"{value['dtype']} of shape {list(shape)} in {end - begin} bytes")
     return Entry(value["dtype"], shape, start + begin, start + end)
 
@@ -129,13 +136,14 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 def weight_map(folder: Path) -> dict[str, str]:
     """Which file holds each tensor, by the index of a sharded model or by the header of the only file.
 
-    Of a sparse model the names are those of the tensors, which lie in the file in several pieces.
+    Of a sparse or packed model the names are those of the tensors, which lie in the file in several pieces.
 
     Raises:
         Unsound: the index or the header is damaged. `FileNotFoundError`: there are no safetensors.
     """
-    if (folder / SPARSE).is_file():
-        return {name.partition(":")[0]: SPARSE for name in read_header(folder / SPARSE)}
+    for own in (SPARSE, PACKED):
+        if (folder / own).is_file():
+            return {name.partition(":")[0]: own for name in read_header(folder / own)}
     if (folder / SAFETENSORS_INDEX).is_file():
         names = read_json_object(folder / SAFETENSORS_INDEX).get("weight_map")
         if not isinstance(names, dict) or not all(
@@ -146,14 +154,18 @@ def weight_map(folder: Path) -> dict[str, str]:
     return dict.fromkeys(read_header(folder / SAFETENSORS), SAFETENSORS)
 
 
-def folder_problems(folder: Path, key: str, *, allow_pickle: bool = False) -> list[Problem]:
+def folder_problems(folder: Path, key: str, *, allow_pickle: bool = False, allow_packed: bool = False) -> list[Problem]:
     """What keeps a local model folder from being loaded; reads configs and headers only, in milliseconds.
 
     Args:
         folder: exists.
         key: of the recipe in the config (`phases.student.model`).
         allow_pickle: whether `.bin` weights will do.
+        allow_packed: whether packed weights will do, which can't be trained.
     """
+    if (folder / PACKED).is_file() and not allow_packed:
+        text = "a packed model, whose few bits can't be trained; take the model it was packed from"
+        return [Problem(f"{key}.name", f"is {str(folder)!r}, {text}")]
     problems = []
     try:
         config = read_json_object(folder / "config.json")
@@ -171,13 +183,14 @@ def folder_problems(folder: Path, key: str, *, allow_pickle: bool = False) -> li
 
 
 def _weight_problems(folder: Path, key: str, allow_pickle: bool) -> list[Problem]:
-    if (folder / SPARSE).is_file():
-        try:
-            read_header(folder / SPARSE)
-        except (OSError, Unsound) as error:
-            text = f"can't be read ({error.strerror})" if isinstance(error, OSError) else str(error)
-            return [Problem(f"{key}.name", f"is {str(folder)!r}, whose {SPARSE} {text}")]
-        return []
+    for own in (SPARSE, PACKED):
+        if (folder / own).is_file():
+            try:
+                read_header(folder / own)
+            except (OSError, Unsound) as error:
+                text = f"can't be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+                return [Problem(f"{key}.name", f"is {str(folder)!r}, whose {own} {text}")]
+            return []
     if not (folder / SAFETENSORS).is_file() and not (folder / SAFETENSORS_INDEX).is_file():
         pickles = [name for name in (PICKLE, PICKLE_INDEX) if (folder / name).is_file()]
         if pickles and allow_pickle:

@@ -121,3 +121,4 @@ class Trained:
     started: float
     script: Script
     write: Callable[..., Any] | None = None  # of the model's folder, where it isn't plain safetensors
+    conversion: Any = None  # of the live model's tensors into those that are handed on, where they are quantized

@@ -23,6 +23,7 @@ from distill_system.export.dense import CODE, verify, write_model
 from distill_system.export.sparse import write_sparse
 from distill_system.files import folder_atomic, link_or_copy, read_json, write_json
 from distill_system.manifest import Manifest
+from distill_system.models.grids_file import write_grids
 from distill_system.models.reading import is_sparse
 from distill_system.phases.context import Context, Member, Result, Trained
 from distill_system.pruning.masks import is_private
@@ -179,6 +180,8 @@ def write_artifact(context: Context, trained: Trained, taken: Taken, folder: Pat
         for _ in weights:  # gathering takes every rank
             pass
         return
+    if trained.conversion is not None:
+        weights = trained.conversion(weights)
     batch = probe(trained)
     generation = getattr(model, "generation_config", None)
     forget_last_call(trained.tokenizer)
@@ -188,6 +191,8 @@ def write_artifact(context: Context, trained: Trained, taken: Taken, folder: Pat
         write(
             temporary, tensors=weights, config=model.config, tokenizer=trained.tokenizer, generation_config=generation
         )
+        if trained.conversion is not None:
+            write_grids(temporary, trained.conversion.grids)
         tolerance = TOLERANCE[context.training.precision if context.training.strategy in ZERO_STRATEGIES else "fp32"]
         if context.training.precision != "fp32":
             tolerance = TOLERANCE[context.training.precision]

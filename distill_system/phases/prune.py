@@ -1,7 +1,6 @@
 """Prunes a model while it trains, with or without teachers: round by round, judged and undone where a round costs too much, cut where units go whole."""
 
 import functools
-import re
 import time
 from dataclasses import asdict
 from typing import Any, Literal, cast
@@ -11,19 +10,17 @@ from distill_system.phases.calibration import calibration_batches, show
 from distill_system.phases.context import Context, Result, Trained
 from distill_system.phases.finish import finish
 from distill_system.phases.pruned import Stage, before_and_after, stage_of, storage_of
+from distill_system.phases.quantized import Quantized, Settings, quantize_model
 from distill_system.phases.teachers import load_teachers
 from distill_system.pruning.schedules import resolved
+from distill_system.schema import snake
 from distill_system.settings import Calibration, Ensemble, Gate, Pruning, Teacher
 from distill_system.training.masking import Masking
+from distill_system.training.modifier import Modifier, Several
 from distill_system.training.objective import STUDENT
 from distill_system.training.rounds import Rounds
 from distill_system.training.scoring import bake
 from distill_system.training.shrinking import Shrinking
-
-
-def snake(name: str) -> str:
-    """`MeanActivation` as `mean_activation`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 class Prune:
@@ -38,6 +35,7 @@ class Prune:
         teachers: by name; the dense model itself, say.
         ensemble: how several teachers teach together.
         calibration: rows that scores look at.
+        quantizer: what the linears' weights are quantized by meanwhile, where single weights or blocks are pruned; None: nothing.
         storage: how single weights and blocks that are gone are stored: `auto`: as positions and values where that is smaller.
         training: what differs from the run's training settings; read by the pipeline.
         data: what differs from the run's data; read by the pipeline.
@@ -55,6 +53,7 @@ class Prune:
         teachers: dict[str, Teacher] | None = None,
         ensemble: Ensemble | None = None,
         calibration: Calibration | None = None,
+        quantizer: Any = None,
         storage: Literal["auto", "sparse", "dense"] = "auto",
         training: dict[str, Any] | None = None,
         data: dict[str, Any] | None = None,
@@ -67,6 +66,7 @@ class Prune:
         self.ensemble = Ensemble(**cast(dict, ensemble or {}))
         self.calibration = Calibration(**cast(dict, calibration or {}))
         self.gate = Gate(**cast(dict, gate or {}))
+        self.quantization = Settings(quantizer) if quantizer is not None else None
 
     def run(self, context: Context) -> Result:
         started = time.perf_counter()
@@ -74,6 +74,7 @@ class Prune:
         continued = False
         while True:  # once, and once more for each time that the model gets another shape
             stage = stage_of(context, self.model, self.pruner)
+            quantized = quantize_model(stage.model, self.quantization, context) if self.quantization else None
             if not continued:
                 context.tell(stage.plan(self.schedule))
             stores = base.load_data(context, stage.tokenizer)
@@ -82,7 +83,7 @@ class Prune:
                 teachers = load_teachers(self.teachers, context, students, stage.tokenizer, stores, self.ensemble)
             made: list[Rounds] = []
 
-            make = functools.partial(self._rounds, context, stage, stores, made)
+            make = functools.partial(self._modifier, context, stage, quantized, stores, made)
             trained = base.train(
                 context,
                 stage.model,
@@ -100,8 +101,23 @@ class Prune:
             if trained.outcome.preempted:
                 return Result(None, trained.outcome)
             if not trained.outcome.halted:
-                return self._finish(context, trained, stage, made[0])
+                return self._finish(context, trained, stage, made[0], quantized)
             continued = True
+
+    def _modifier(
+        self,
+        context: Context,
+        stage: Stage,
+        quantized: Quantized | None,
+        stores: Any,
+        made: list[Rounds],
+        total_steps: int,
+    ) -> Modifier:
+        rounds = self._rounds(context, stage, stores, made, total_steps)
+        if quantized is None:
+            return rounds
+        pad_id = base.pad_id_of(stage.tokenizer)
+        return Several([rounds, quantized.modifier(context, stores, self.calibration, pad_id, total_steps)])
 
     def _rounds(self, context: Context, stage: Stage, stores: Any, made: list[Rounds], total_steps: int) -> Rounds:
         batches = calibration_batches(context, stores, self.calibration, base.pad_id_of(stage.tokenizer))
@@ -139,10 +155,12 @@ class Prune:
         made.append(rounds)
         return rounds
 
-    def _finish(self, context: Context, trained: Trained, stage: Stage, rounds: Rounds) -> Result:
+    def _finish(
+        self, context: Context, trained: Trained, stage: Stage, rounds: Rounds, quantized: Quantized | None
+    ) -> Result:
         record = {
             "kind": self.pruner.kind,
-            "score": snake(type(self.pruner.score).__name__) if self.pruner.kind != "layers" else self.pruner.by,
+            "score": snake(type(self.pruner.score)) if self.pruner.kind != "layers" else self.pruner.by,
             "schedule": asdict(self.schedule),
             "monitor": rounds.monitor,
             "rounds": rounds.memory["records"],
@@ -151,7 +169,10 @@ class Prune:
         }
         sparsity = rounds.sparsity(trained.engine)
         bake(trained.engine, stage.masks(trained.engine))
-        trained.write = storage_of(self.storage, self.pruner, stage, trained, sparsity)
+        if quantized is None:
+            trained.write = storage_of(self.storage, self.pruner, stage, trained, sparsity)
+        else:
+            trained.conversion = quantized.conversion()
         if self.pruner.kind in ("weights", "blocks"):
             record["loads_plainly"] = trained.write is None
             config: Any = stage.model.config
@@ -159,5 +180,8 @@ class Prune:
             config.pruned = "sparse" if trained.write else "dense"
         result = finish(context, trained)
         if result.evaluation:  # on rank 0
-            result.extra["pruning"] = record | before_and_after(context, self.model, result)
+            figures = before_and_after(context, self.model, result)
+            result.extra["pruning"] = record | figures
+            if quantized is not None:
+                result.extra["quantization"] = quantized.record(context, trained, result) | figures
         return result

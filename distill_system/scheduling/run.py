@@ -13,6 +13,7 @@ from distill_system.config.plan import check_folder, compare, is_finished, run_f
 from distill_system.errors import Problem, Refusal, refuse
 from distill_system.files import write_atomic
 from distill_system.manifest import Manifest
+from distill_system.scheduling.exporting import export_last
 from distill_system.scheduling.local import given_ranks, launch
 from distill_system.scheduling.lock import locked
 from distill_system.settings import Run, Training
@@ -65,9 +66,12 @@ def run_here(config: dict[str, Any], command: str, prepare: Any = None) -> int:
             prepare(manifest)
         if is_finished(config, manifest) or first_failed_gate(config, manifest):
             return show_finished(folder, config, manifest)
-        return launch(
+        status = launch(
             folder, ranks=training.devices, threads=training.threads, shutdown_timeout_s=settings.shutdown_timeout_s
         )
+        if status == 0:
+            export_last(folder, config)
+        return status
 
 
 def check_nodes(config: dict[str, Any]) -> list[Problem]:
@@ -120,6 +124,7 @@ def show_finished(folder: Path, config: dict[str, Any], manifest: Manifest) -> i
         print(failed)
         return 3
     print("Nothing to do: every phase of this run is finished.")
+    export_last(folder, config)
     return 0
 
 
@@ -157,7 +162,10 @@ def run_as_rank(overrides: list[str], config_dir: str | None, ranks: int, comman
             write_atomic(ticket, "finished")
             return show_finished(folder, config, manifest)
         write_atomic(ticket, "start")
-        return rank_main(folder)
+        status = rank_main(folder)
+        if status == 0:
+            export_last(folder, config)
+        return status
 
 
 def _ticket(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from distill_system.tracking.figures import (
@@ -16,7 +16,9 @@ from distill_system.tracking.figures import (
     quantity,
     short_number,
 )
+from distill_system.tracking.quantization_parts import KEY, packed_of
 from distill_system.tracking.secrets import mask_text
+from distill_system.tracking.sides import latency_of, milliseconds
 
 if TYPE_CHECKING:
     from distill_system.tracking.report import Run
@@ -32,15 +34,15 @@ class Model:
     size: dict[str, Any]
     latency: dict[str, Any]
     memory: Any = None
+    packed: dict[str, Any] = field(default_factory=dict)  # bytes and latency of its packed form, where there is one
 
     @property
     def figures(self) -> dict[str, float]:
-        """What can be compared with a teacher: words -> value."""
-        batch_1 = self.latency.get("batch_1") or {}
+        """What can be compared with a teacher: words -> value. A packed model is what its packed form is."""
         found = {
-            "size": self.size.get("size_bytes"),
+            "size": self.packed.get("bytes") or self.size.get("size_bytes"),
             "parameters": self.size.get("parameters"),
-            "latency": batch_1.get("p50_ms"),
+            "latency": latency_of(self.packed, 1) or latency_of({"latency": self.latency}, 1),
         }
         return {key: float(value) for key, value in found.items() if is_number(value) and value > 0}
 
@@ -74,7 +76,8 @@ def _model(name: str, kind: str, entry: dict[str, Any], evaluation: dict[str, An
     keys = ("size_bytes", "parameters", "nonzeros")
     size = {key: entry.get(key) or (evaluation.get("size") or {}).get(key) for key in keys}
     latency = evaluation.get("latency") or entry.get("latency") or {}
-    return Model(name, kind, metrics, size, latency, evaluation.get("peak_memory_bytes"))
+    packed = packed_of(entry[KEY]) if isinstance(entry.get(KEY), dict) else {}
+    return Model(name, kind, metrics, size, latency, evaluation.get("peak_memory_bytes"), packed)
 
 
 def members_of(run: "Run", phase: str) -> dict[str, Model]:
@@ -136,7 +139,9 @@ def verdict(student: Model, teacher: Model) -> str:
         parts.append(f"{keeps} {against}")
     a, b = student.figures, teacher.figures
     if "size" in a and "size" in b:
-        parts.append(f"has {100 * a['size'] / b['size']:.0f}\u00a0% of its size")
+        share = 100 * a["size"] / b["size"]
+        packed = " (packed)" if student.packed else ""
+        parts.append(f"has {share:.{0 if share >= 9.95 else 1}f}\u00a0% of its size{packed}")
     if "latency" in a and "latency" in b:
         faster = b["latency"] / a["latency"]
         parts.append(
@@ -203,7 +208,7 @@ def table_of(models: dict[str, Model], partner: dict[str, Model], taught: dict[s
     columns += [
         ("size", "", lambda m: m.size.get("size_bytes"), megabytes),
         ("parameters", "", lambda m: m.size.get("parameters"), quantity),
-        ("latency p50", "batch 1", lambda m: (m.latency.get("batch_1") or {}).get("p50_ms"), lambda v: f"{short_number(v)} ms"),
+        ("latency p50", "batch 1", lambda m: latency_of({"latency": m.latency}, 1), milliseconds),
         ("throughput", "batch 32", lambda m: (m.latency.get("batch_32") or {}).get("samples_per_s"), lambda v: f"{short_number(v)} /s"),
         ("peak memory", "", lambda m: m.memory, megabytes),
     ]  # fmt: skip
@@ -221,6 +226,9 @@ def table_of(models: dict[str, Model], partner: dict[str, Model], taught: dict[s
         if is_number(nonzeros) and is_number(parameters) and nonzeros < 0.995 * parameters:
             at = [c[0] for c in columns].index("parameters")
             cells[at]["sub"] = f"{cells[at]['sub']} · {quantity(nonzeros)} not 0".strip(" ·")
+        if is_number(model.packed.get("bytes")):
+            at = [c[0] for c in columns].index("size")
+            cells[at]["sub"] = f"{cells[at]['sub']} · {megabytes(model.packed['bytes'])} packed".strip(" ·")
         rows.append({"name": name, "kind": model.kind, "teacher": taught.get(name, ""), "cells": cells})
     return {"columns": [(label, hint) for label, hint, _, _ in columns], "rows": rows if columns else []}
 
@@ -284,9 +292,9 @@ def _compared(student: Model, teacher: Model) -> list[tuple[str, str, Callable[[
         hint = "higher is better" if mine.higher_is_better else "lower is better"
         found.append((mine.label, hint, _metric(mine.name), functools.partial(metric_words, mine.name)))
     rest = (
-        ("size", "on disk", megabytes),
+        ("size", "on disk, packed" if student.packed else "on disk", megabytes),
         ("parameters", "", quantity),
-        ("latency", "p50, batch 1", lambda v: f"{short_number(v)} ms"),
+        ("latency", "p50, batch 1", milliseconds),
     )
     for key, hint, words in rest:
         if key in student.figures and key in teacher.figures:

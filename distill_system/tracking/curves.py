@@ -213,10 +213,10 @@ def _joined(lines: list[Line], key: str, starts: dict[str, int]) -> Curve:
 
 
 def _marks(lines: list[Line], title: str) -> Marks:
-    resumed, bad, pruned, rolled_back = (
-        _events(lines, title, event) for event in ("resume", "bad_step", "prune", "rollback")
+    resumed, bad, pruned, rolled_back, fewer = (
+        _events(lines, title, event) for event in ("resume", "bad_step", "prune", "rollback", "quantize")
     )
-    return Marks([], resumed, bad, pruned, rolled_back)
+    return Marks([], resumed, bad, pruned, rolled_back, fewer)
 
 
 def _marks_of_all(lines: list[Line], starts: dict[str, int], phases: list[tuple[float, str]]) -> Marks:
@@ -228,6 +228,7 @@ def _marks_of_all(lines: list[Line], starts: dict[str, int], phases: list[tuple[
         found.bad += [start + step for step in own.bad]
         found.pruned += [start + step for step in own.pruned]
         found.rolled_back += [start + step for step in own.rolled_back]
+        found.fewer_bits += [start + step for step in own.fewer_bits]
     return found
 
 
@@ -251,6 +252,7 @@ def _notes(first: str, marks: Marks, where: bool = True) -> str:
         (marks.bad, "× skipped bad step"),
         (marks.pruned, "│ pruned"),
         (marks.rolled_back, "◂ rolled back"),
+        (marks.fewer_bits, "┆ fewer bits"),
     )
     for steps, words in signs:
         if steps:

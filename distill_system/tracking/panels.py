@@ -4,6 +4,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from distill_system.tracking import plots, size_plot
+from distill_system.tracking.chain_path import chain_panels
 from distill_system.tracking.comparison import members_of, teacher_models
 from distill_system.tracking.curves import curve_panels
 from distill_system.tracking.figures import METRICS, is_number, metric_words
@@ -11,6 +12,7 @@ from distill_system.tracking.knee import knee
 from distill_system.tracking.members import DIRECT, size_points
 from distill_system.tracking.plots import Panel, file_name
 from distill_system.tracking.pruning_panels import pruning_panels
+from distill_system.tracking.quantization_panels import quantization_panels
 
 if TYPE_CHECKING:
     from distill_system.tracking.report import Run
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 def figures(run: "Run") -> list[Panel]:
     """Every figure the run has something for."""
-    return [*curve_panels(run), *size_panels(run), *pruning_panels(run), *evaluation_panels(run)]
+    of_phases = [*size_panels(run), *pruning_panels(run), *quantization_panels(run)]
+    return [*curve_panels(run), *chain_panels(run), *of_phases, *evaluation_panels(run)]
 
 
 def size_panels(run: "Run") -> list[Panel]:

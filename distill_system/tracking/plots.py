@@ -30,6 +30,7 @@ class Marks:
     bad: list[float] = field(default_factory=list)
     pruned: list[float] = field(default_factory=list)
     rolled_back: list[float] = field(default_factory=list)
+    fewer_bits: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -185,6 +186,8 @@ def _end_labels(axes: Any, shown: list[Curve]) -> None:
 def _draw_marks(axes: Any, marks: Marks) -> None:
     for step in marks.pruned:  # from top to bottom where they are few, else they would hide the curve
         axes.axvline(step, ymin=0 if len(marks.pruned) <= 12 else 0.94, color=MUTED, linewidth=0.9, alpha=0.6, zorder=1)
+    for step in marks.fewer_bits:
+        axes.axvline(step, color=MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
     for step in marks.rolled_back:
         axes.axvline(step, color=ALARM, linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
     if len(marks.phases) > 1:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from distill_system.files import read_json
 from distill_system.tracking.figures import duration, megabytes, quality, quantity, short_number
+from distill_system.tracking.quantization_parts import KEY, packed_bytes
 
 PLAIN_EVERY_S = 10.0  # without a terminal: a line after this time,
 PLAIN_SHARE = 0.05  # or after this share of the steps,
@@ -177,6 +178,7 @@ def _row(name: str, kind: str, entry: dict[str, Any]) -> dict[str, str]:
         "state": str(entry.get("state", "")),
         "quality": f"{found.label} {found.shown}" if found else "-",
         "size": megabytes(entry.get("size_bytes")),
+        "packed": megabytes(packed_bytes(entry.get(KEY))),
         "parameters": quantity(entry.get("parameters")),
         "latency p50": latency_words(entry),
         "time": duration(entry.get("seconds")),
@@ -243,7 +245,7 @@ def print_rows(rows: list[dict[str, str]], title: str = "", stream: IO[str] | No
                 print(f"  {name}: {row[name]}", file=out)
         return
     table = Table(title=title or None, title_justify="left")
-    numeric = {"size", "parameters", "latency p50", "time"}
+    numeric = {"size", "packed", "parameters", "latency p50", "time"}
     for name in columns:
         table.add_column(name, justify="right" if name in numeric else "left", no_wrap=True)
     for row in rows:

@@ -1,19 +1,8 @@
 """Pruning in words, for the report's page: what was removed, what it cost and saved, where it was rolled back, and how sensitive the parts are."""
 
-import functools
 from typing import TYPE_CHECKING, Any
 
-from distill_system.tracking.figures import (
-    METRICS,
-    SIGNED,
-    is_number,
-    megabytes,
-    metric_names,
-    metric_words,
-    percent,
-    quantity,
-    short_number,
-)
+from distill_system.tracking.figures import is_number, metric_words, percent, quantity
 from distill_system.tracking.pruning_parts import (
     Record,
     asked_of,
@@ -27,6 +16,7 @@ from distill_system.tracking.pruning_parts import (
 )
 from distill_system.tracking.pruning_plots import change_words
 from distill_system.tracking.secrets import mask_text
+from distill_system.tracking.sides import figure_rows, latency_of
 
 if TYPE_CHECKING:
     from distill_system.tracking.report import Run
@@ -145,7 +135,7 @@ def artifact_words(record: Record) -> list[str]:
             if plain
             else "distill_system.load(folder) loads it; a plain from_pretrained refuses it."
         )
-    before, after = (_latency(record.get(side), 1) for side in ("before", "after"))
+    before, after = (latency_of(record.get(side), 1) for side in ("before", "after"))
     if cut is False and not unpruned and before and after and after >= 0.95 * before:
         told.append("It is no faster: the runtime that was timed multiplies zeros like any other number.")
     if record.get("after") and not record.get("before"):
@@ -153,46 +143,10 @@ def artifact_words(record: Record) -> list[str]:
     return told
 
 
-def _latency(side: Any, rows: int) -> float | None:
-    latency = side.get("latency") if isinstance(side, dict) else None
-    one = latency.get(f"batch_{rows}") if isinstance(latency, dict) else None
-    value = one.get("p50_ms") if isinstance(one, dict) else None
-    return float(value) if is_number(value) else None
-
-
 def before_after(record: Record) -> list[dict[str, str]]:
     """Rows of the table: a figure before and after, and what share of it is left; figures that neither side has are left out."""
-    sides = [record[side] if isinstance(record.get(side), dict) else {} for side in ("before", "after")]
-    metrics = [side["metrics"] if isinstance(side.get("metrics"), dict) else {} for side in sides]
-    rows = [
-        _row("file", "bytes on disk", [side.get("size_bytes") for side in sides], megabytes),
-        _row("parameters", "", [side.get("parameters") for side in sides], quantity),
-        _row("non-zeros", "of the parameters", [side.get("nonzeros") for side in sides], quantity),
-    ]
-    for count in (1, 32):
-        rows.append(_row("latency", f"median, batch {count}", [_latency(side, count) for side in sides], _milliseconds))
-    for name in metric_names({name: 1.0 for side in metrics for name in metric_names(side)}):
-        hint = ("higher is better" if METRICS[name].higher_is_better else "lower is better") if name in METRICS else ""
-        write = functools.partial(metric_words, name)
-        rows.append(_row(label_of(name), hint, [side.get(name) for side in metrics], write, signed=name in SIGNED))
-    return [row for row in rows if row]
-
-
-def _milliseconds(value: float) -> str:
-    return f"{short_number(value)} ms"
-
-
-def _row(label: str, hint: str, values: list[Any], write: Any, signed: bool = False) -> dict[str, str]:
-    if not any(map(is_number, values)):
-        return {}
-    before, after = (write(value) if is_number(value) else "–" for value in values)
-    first, second = values
-    ratio, sub = "–", ""
-    if is_number(first) and is_number(second) and first > 0 and not signed:
-        ratio = f"{100 * second / first:.1f} %"
-        if hint.startswith("median") and second > 0 and not 0.95 < second / first < 1.05:
-            sub = f"{first / second:.1f}× as fast" if second < first else f"{second / first:.1f}× as long"
-    return {"label": label, "hint": hint, "before": before, "after": after, "ratio": ratio, "sub": sub}
+    rows = figure_rows([record[side] if isinstance(record.get(side), dict) else {} for side in ("before", "after")])
+    return [row | dict(zip(("before", "after"), row.pop("cells"), strict=True)) for row in rows]
 
 
 def sensitivity_words(record: Record) -> list[str]:

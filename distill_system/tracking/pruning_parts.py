@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from distill_system.tracking.report import Run
 
 Record = dict[str, Any]
-RECORDS = ("pruning", "sensitivity")  # keys of a phase in the manifest
+RECORDS = ("pruning", "sensitivity", "quantization")  # keys of a phase in the manifest
 SIGNS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from distill_system.errors import refuse
 from distill_system.files import folder_atomic
 from distill_system.tracking import journal, pictures, plots
+from distill_system.tracking.chain_path import chain_rows
 from distill_system.tracking.comparison import glance_bars, members_of
 from distill_system.tracking.disputes import csv_name, disputed
 from distill_system.tracking.panels import Panel, figures
@@ -106,7 +107,8 @@ def report_json(run: Run) -> dict[str, Any]:
     """`{"run", "phases": {name: {kind, metrics, size_bytes, parameters, nonzeros, seconds, inputs}}}`; what isn't known yet is null.
 
     A phase with several models has `members: {name: {metrics, size_bytes, parameters, nonzeros}}` too, and what it found of all (`best_member`,
-    `ensemble`, `stop_rule`). One that pruned or measured sensitivity has `pruning` or `sensitivity`, as the phase recorded it.
+    `ensemble`, `stop_rule`). One that pruned, measured sensitivity or quantized has `pruning`, `sensitivity` or `quantization`, as the phase recorded it.
+    A run in which three phases or more hand a model on has `chain: [{phase, metric, value, size_bytes, packed_bytes, ...}]`, from first to last.
     """
     empty: dict[str, Any] = {"metrics": {}, "inputs": {}}
     phases = {}
@@ -116,7 +118,8 @@ def report_json(run: Run) -> dict[str, Any]:
         if members:
             phases[name] |= {"members": members} | {key: phase[key] for key in OF_SEVERAL if key in phase}
         phases[name] |= {key: mask(phase[key], key) for key in RECORDS if key in phase}
-    return journal.plain({"run": run.name, "phases": phases})
+    way = chain_rows(run)
+    return journal.plain({"run": run.name, "phases": phases} | ({"chain": way} if way else {}))
 
 
 def write_report(run_folder: str | Path) -> Path:

@@ -4,11 +4,13 @@ import importlib.metadata
 import platform
 from typing import TYPE_CHECKING, Any
 
+from distill_system.tracking.chain_path import chain
 from distill_system.tracking.comparison import chance_words, comparison, pairs, teacher_models
 from distill_system.tracking.examples import disagreements
 from distill_system.tracking.figures import duration, is_number, metric_words, quantity, short_number
 from distill_system.tracking.members import notes, sections
 from distill_system.tracking.pruning import pruned, sensitivities
+from distill_system.tracking.quantization import quantized
 from distill_system.tracking.secrets import mask, mask_command, mask_text
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def page(run: "Run") -> dict[str, Any]:
         "command": mask_command(str(run.manifest.get("command") or "")), "pairs": together, "comparison": comparison(run),
         "chance": chance_words(run),
         "warnings": [(name, mask_text(str(w))) for name, phase in run.phases.items() for w in phase.get("warnings") or []],
-        "sections": sections(run), "pruned": pruned(run), "sensitivities": sensitivities(run), "notes": notes(run), "gates": gates(run), "examples": disagreements(run.predictions, {p: [t.name for _, t in teacher_models(run, p)] for p in run.predictions}),
+        "sections": sections(run), "chain": chain(run), "pruned": pruned(run), "quantized": quantized(run), "sensitivities": sensitivities(run), "notes": notes(run), "gates": gates(run), "examples": disagreements(run.predictions, {p: [t.name for _, t in teacher_models(run, p)] for p in run.predictions}),
         "settings": settings, "lineage": lineage(run), "costs": costs(run), "versions": versions(run),
     }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """What changes a model while it trains: a pruner today. The loop calls it at fixed places and keeps its state with the rest."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,3 +53,50 @@ class Modifier(Protocol):
 
     def pieces(self, engine: Engine) -> Iterator[Piece]:
         """Tensors of its state by parameter name, to write and to read."""
+
+
+class Several:
+    """Modifiers that act one after another in each step (pruning a model that is quantized meanwhile); the first one rules the learning rate."""
+
+    def __init__(self, modifiers: Sequence[Modifier]) -> None:
+        self.modifiers = list(modifiers)
+        self._wanting: list[Modifier] = []
+
+    @property
+    def settled(self) -> bool:
+        return all(modifier.settled for modifier in self.modifiers)
+
+    def wants_gradients(self, step: int) -> bool:
+        self._wanting = [modifier for modifier in self.modifiers if modifier.wants_gradients(step)]
+        return bool(self._wanting)
+
+    def observe(self, engine: Engine) -> None:
+        for modifier in self._wanting:
+            modifier.observe(engine)
+
+    def wants_figures(self, step: int, *, last: bool) -> bool:
+        return any(modifier.wants_figures(step, last=last) for modifier in self.modifiers)
+
+    def after_step(self, engine: Engine, step: int, figures: Mapping[str, Any] | None, *, last: bool) -> Change:
+        whole = Change()
+        for modifier in self.modifiers:
+            change = modifier.after_step(engine, step, figures, last=last)
+            whole.fresh |= change.fresh
+            whole.stop |= change.stop
+            whole.halt |= change.halt
+            whole.lines += change.lines
+        return whole
+
+    def window(self, step: int) -> tuple[int, int]:
+        return self.modifiers[0].window(step)
+
+    def state(self) -> dict[str, Any]:
+        return {"each": [modifier.state() for modifier in self.modifiers]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for modifier, own in zip(self.modifiers, state["each"], strict=True):
+            modifier.restore(own)
+
+    def pieces(self, engine: Engine) -> Iterator[Piece]:
+        for modifier in self.modifiers:
+            yield from modifier.pieces(engine)

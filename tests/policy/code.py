@@ -39,6 +39,9 @@ ROW_ONE_EXCEPTIONS = {
     ("pruning", "models.parts"),
     ("pruning", "models.resized"),
     ("quantization", "models.anatomy"),
+    ("quantization", "models.grid"),
+    ("quantization", "models.input_steps"),
+    ("quantization", "models.parts"),
 }
 
 LIBRARIES = {  # where a library may be imported

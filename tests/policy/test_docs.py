@@ -10,7 +10,20 @@ import yaml
 
 from distill_system.config.check import check
 from distill_system.config.compose import compose
-from distill_system.settings import BornAgain, Cohort, Ensemble, LabelNoise, Pruning, Run, Schedule, Teacher, Training
+from distill_system.settings import (
+    BornAgain,
+    Cohort,
+    Embeddings,
+    Ensemble,
+    Inputs,
+    LabelNoise,
+    Mixing,
+    Pruning,
+    Run,
+    Schedule,
+    Teacher,
+    Training,
+)
 from tests.policy import text
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +64,9 @@ def test_teacher_table_has_every_field():
         ("Born-again generations", BornAgain),
         ("Label noise", LabelNoise),
         ("Pruning schedules", Pruning),
+        ("Quantized embeddings", Embeddings),
+        ("Quantized inputs", Inputs),
+        ("Mixing", Mixing),
     ],
 )
 def test_table_has_every_field_with_its_default(section, settings):

@@ -1,0 +1,190 @@
+"""ONNX files whose quantized weights lie in them as codes: one byte a weight, half a byte where a grid has at most 16 levels.
+
+A DequantizeLinear gives each matrix its values when the file runs: `(code - zero) * scale`, as `Grid.decode` does, to the bit. Any runtime that knows
+opset 21 (2024) reads such a file; one that doesn't merge that operator into the product needs room for the values while it runs.
+
+What can't be told so keeps its floats: levels that aren't evenly spaced (`trained_ternary`, `binary_constants`), and a zero that lies neither on a code
+nor half-way between two.
+
+Shapes: O outputs, I inputs of a matrix; G groups, K of them in a row.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from distill_system.export.dense import load
+from distill_system.export.onnx import ONE_FILE, Exported, export_onnx
+from distill_system.models.grid import OnGrid
+from distill_system.models.packing import pack_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OPSET = 21  # the first with four bits and with groups
+
+
+@dataclass(frozen=True)
+class Quantized(Exported):
+    """What was written; `codes` and `floats` name the quantized tensors that lie in it as the one or the other, these with the reason."""
+
+    codes: list[str]
+    floats: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A matrix as DequantizeLinear takes it, in the model's own `[O, I]`: whole numbers, a scale, and the whole number of 0.
+
+    Attributes:
+        width: bits of a number, 4 or 8.
+        parts: of scales and zeros along O and I: (1, 1), (O, 1) or (O, K).
+    """
+
+    code_OI: Tensor
+    scale: Tensor
+    zero: Tensor
+    width: int
+    parts: tuple[int, int]
+
+    @staticmethod
+    def of(weight: Tensor, on: OnGrid) -> "Integers":
+        """Raises: ValueError: a grid that can't be told so, or values that aren't on it; the message is a clause."""
+        grid = on.grid
+        if grid.scale_G1 is None or grid.zero_G1 is None:
+            raise ValueError("has levels that aren't evenly spaced")
+        if grid.scale_G1.dtype != torch.float32:
+            raise ValueError(f"has scales of {grid.scale_G1.dtype}")
+        code_OI, scale_G1, zero_G1, count = on.codes(weight), grid.scale_G1, grid.zero_G1, grid.count
+        if not zero_G1.eq(zero_G1.round()).all() and count <= 128:
+            # Half-way between two codes: doubling codes and halving steps are exact.
+            code_OI, scale_G1, zero_G1, count = 2 * code_OI, scale_G1 / 2, 2 * zero_G1, 2 * count - 1
+        width = 4 if count <= 16 else 8
+        if not (zero_G1.eq(zero_G1.round()) & (zero_G1 >= 0) & (zero_G1 < 1 << width)).all():
+            raise ValueError("has a zero that lies neither on a code nor half-way between two")
+        outputs, inputs = code_OI.shape
+        in_row = inputs // on.granularity.size if on.granularity.kind == "group" else 1
+        parts = (1 if on.granularity.kind == "tensor" else outputs, in_row)
+        return Integers(code_OI, scale_G1.view(parts), zero_G1.expand_as(scale_G1).reshape(parts).byte(), width, parts)
+
+
+def export_qdq(
+    model: "PreTrainedModel | Path",
+    grids: Mapping[str, OnGrid],
+    path: Path,
+    example: Mapping[str, Tensor],
+    tolerance: float = 1e-4,
+) -> Quantized:
+    """`onnx.export_onnx`, with codes in place of those weights that lie on grids.
+
+    Args:
+        model: a plain one whose weights lie on the grids, or its folder; float32.
+        grids: by the names of its tensors.
+        path: of the file.
+        example: of the inputs.
+        tolerance: of outputs, as in `export_onnx`; compared after the weights were replaced.
+
+    Raises:
+        ValueError: as `export_onnx`; or a tensor isn't on its grid, or there is none.
+    """
+    if isinstance(model, Path):
+        model = load(model)
+    matrices: dict[str, Integers] = {}
+    floats: dict[str, str] = {}
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items() if name in grids}
+    for name, on in grids.items():
+        if name not in weights:
+            raise ValueError(f"{name} has a grid, but the model has no such tensor")
+        try:
+            matrices[name] = Integers.of(weights[name], on)
+        except ValueError as error:
+            floats[name] = str(error)
+    by_digest: dict[str, tuple[str, bool]] = {}
+    for name in matrices:
+        stored_OI = weights[name] if grids[name].input_axis == 1 else weights[name].t()
+        for turned in (True, False):  # where both digests are the same, the matrix as it is
+            by_digest[_digest(stored_OI.t() if turned else stored_OI)] = (name, turned)
+    replaced: set[str] = set()
+
+    def rewrite(written: Path) -> None:
+        replaced.update(_replace(written, by_digest, matrices))
+
+    exported = export_onnx(model, path, example, tolerance, rewrite)
+    floats |= dict.fromkeys(matrices.keys() - replaced, "isn't found in the exported graph")
+    return Quantized(exported.files, exported.inputs, exported.difference, sorted(replaced), floats)
+
+
+def _digest(matrix: Tensor) -> str:
+    """Of values and shape: the exporter turns matrices round and gives them other names."""
+    return f"{list(matrix.shape)}{hashlib.sha256(matrix.contiguous().numpy().tobytes()).hexdigest()}"
+
+
+def _replace(path: Path, by_digest: Mapping[str, tuple[str, bool]], matrices: Mapping[str, Integers]) -> set[str]:
+    """Rewrites the file; the names of the matrices whose values were found in it and replaced."""
+    import onnx
+    from onnx import numpy_helper, version_converter
+
+    file = onnx.load(str(path))
+    kept, nodes, replaced = [], [], set()
+    for initializer in file.graph.initializer:
+        found = None
+        if initializer.data_type == onnx.TensorProto.FLOAT and len(initializer.dims) == 2:
+            found = by_digest.get(_digest(torch.from_numpy(numpy_helper.to_array(initializer).copy())))
+        if found is None:
+            kept.append(initializer)
+            continue
+        name, turned = found
+        replaced.add(name)
+        tensors, node = _nodes(initializer.name, matrices[name], turned)
+        kept += tensors
+        nodes.append(node)
+    del file.graph.initializer[:]
+    file.graph.initializer.extend(kept)
+    rest = list(file.graph.node)
+    del file.graph.node[:]
+    file.graph.node.extend(nodes + rest)
+    file = version_converter.convert_version(file, OPSET)
+    for old in path.parent.iterdir():
+        old.unlink()
+    large = sum(len(tensor.raw_data) for tensor in file.graph.initializer) > ONE_FILE
+    more: dict[str, Any] = {"save_as_external_data": True, "location": f"{path.name}.data"} if large else {}
+    onnx.save(file, str(path), **more)
+    for written in path.parent.iterdir():
+        with open(written, "rb+") as opened:
+            os.fsync(opened.fileno())
+    return replaced
+
+
+def _nodes(name: str, matrix: Integers, turned: bool) -> tuple[list[Any], Any]:
+    """The initializers of a matrix, and the node that gives `name` its values."""
+    from onnx import TensorProto, helper
+
+    outputs, in_row = matrix.parts
+    code, scale, zero = (
+        (part.t() if turned else part).contiguous() for part in (matrix.code_OI, matrix.scale, matrix.zero)
+    )
+    attributes: dict[str, int] = {}
+    if in_row > 1:
+        attributes = {"axis": 0 if turned else 1, "block_size": matrix.code_OI.shape[1] // in_row}
+    else:
+        scale, zero = (part.reshape([] if outputs == 1 else [-1]) for part in (scale, zero))
+        attributes = {} if outputs == 1 else {"axis": 1 if turned else 0}
+    kind = TensorProto.UINT4 if matrix.width == 4 else TensorProto.UINT8
+
+    def integers(part: str, tensor: Tensor) -> Any:
+        data = tensor.reshape(1, -1)
+        data = pack_rows(data, 16) if matrix.width == 4 else data  # two in a byte, the first in its lower half
+        return helper.make_tensor(f"{name}_{part}", kind, list(tensor.shape), data.numpy().tobytes(), raw=True)
+
+    scales = helper.make_tensor(
+        f"{name}_scale", TensorProto.FLOAT, list(scale.shape), scale.numpy().tobytes(), raw=True
+    )
+    tensors = [integers("codes", code), scales, integers("zero", zero)]
+    node = helper.make_node("DequantizeLinear", [tensor.name for tensor in tensors], [name], **attributes)
+    return tensors, node
