@@ -117,7 +117,8 @@ def write_passport(
         title: heading of the card; the folder's name by default.
         tags: added to the card's own.
         command: what produced the model.
-        extra: further keys of the passport (`format`, `sparsity`, ...).
+        extra: further keys of the passport. The card tells of these, where they are there: `format`; `size` and `latency` as in evaluation.json; `bits`
+            (`{"mean", "weights": {bits: number}}`); `calibration` (`{"bins"}`); `teacher` (agreement by name); `exported_from` (a digest).
     """
     passport = {
         "version": VERSION,
@@ -134,16 +135,27 @@ def write_passport(
     } | dict(extra or {})
     if takes_pictures(folder):
         passport["inputs"] = "images"
+    if code := own_code(folder):
+        passport["code"] = code
     write_json(folder / PASSPORT, passport)
     write_atomic(folder / CARD, model_card(passport, title or folder.name, list(tags)))
     return Artifact.read(folder)
 
 
+def _config_of(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # type: ignore[no-any-return]
+
+
 def takes_pictures(folder: Path) -> bool:
     """Whether the model in a folder classifies pictures, as its config.json says."""
-    path = folder / "config.json"
-    names = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
-    return any("ForImageClassification" in name for name in names or [])
+    return any("ForImageClassification" in name for name in _config_of(folder).get("architectures") or [])
+
+
+def own_code(folder: Path) -> list[str]:
+    """Files of code that `from_pretrained` needs beside the weights, and asks for consent before it runs them."""
+    modules = {str(name).partition(".")[0] for name in (_config_of(folder).get("auto_map") or {}).values()}
+    return sorted(f"{module}.py" for module in modules if (folder / f"{module}.py").is_file())
 
 
 def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
@@ -170,7 +182,7 @@ def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
         "## How to load it",
         "",
         "```python",
-        *_loading_code(task, pictures, passport.get("format", "dense")),
+        *_loading_code(task, pictures, passport.get("format", "dense"), bool(passport.get("code"))),
         "```",
         "",
     ]
@@ -179,9 +191,20 @@ def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
         "",
         *_table(["phase", "kind", "details"], [_lineage_row(step) for step in passport["lineage"]]),
         "",
+        f"Digest of this model: `{passport['digest']}`"
+        + (f", exported from `{passport['exported_from']}`" if passport.get("exported_from") else "")
+        + ".",
+        "",
     ]
     metrics = [[name, _figure(value)] for name, value in passport["metrics"].items() if isinstance(value, int | float)]
-    lines += ["## Figures on the test split", "", *_table(["metric", "value"], metrics), ""]
+    split = passport["metrics"].get("split", "test")
+    lines += [f"## Figures on the {split} split", "", *_table(["metric", "value"], metrics), ""]
+    for heading, head, rows in (
+        ("Size and speed", ["", ""], size_rows(passport)),
+        ("Calibration", ["confidence", "right", "rows"], calibration_rows(passport)),
+        ("Agreement with its teachers", ["teacher", "agreement"], agreement_rows(passport)),
+    ):
+        lines += [f"## {heading}", "", *_table(head, rows), ""] if rows else []
     if passport.get("command"):
         lines += ["## The command", "", "```", passport["command"], "```", ""]
     unknown = "Not known here: look it up at the model that the weights came from before you pass this one on."
@@ -195,20 +218,61 @@ def model_card(passport: Mapping[str, Any], title: str, tags: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _loading_code(task: str, pictures: bool, form: str) -> list[str]:
+def size_rows(passport: Mapping[str, Any]) -> list[list[str]]:
+    """What the passport knows of bytes, parameters, bits and milliseconds."""
+    size, bits, latency = (_mapping(passport.get(name)) for name in ("size", "bits", "latency"))
+    rows = [["bytes of the folder", f"{passport['size_bytes']:,}"]] if _is_number(passport.get("size_bytes")) else []
+    names = {"size_bytes": "bytes of the weights", "parameters": "parameters", "nonzeros": "of these not zero"}
+    rows += [[words, f"{size[name]:,}"] for name, words in names.items() if _is_number(size.get(name))]
+    if _is_number(bits.get("mean")):
+        rows.append(["bits of a weight, mean", _figure(float(bits["mean"]))])
+    for own, count in _mapping(bits.get("weights")).items():
+        rows += [[f"weights of {own} bit{'' if own == '1' else 's'}", f"{count:,}"]] if _is_number(count) else []
+    for name, found in latency.items():
+        median = _mapping(found).get("p50_ms")
+        if _is_number(median):
+            rows.append([f"latency, {str(name).replace('_', ' of ')} (median)", f"{_figure(float(median))} ms"])
+    return rows
+
+
+def calibration_rows(passport: Mapping[str, Any]) -> list[list[str]]:
+    """How often it is right when it is so sure: a row for each bin of confidences with rows in it."""
+    bins = [one for one in _mapping(passport.get("calibration")).get("bins") or [] if _mapping(one).get("count")]
+    return [[_figure(one.get("confidence")), _figure(one.get("accuracy")), str(one["count"])] for one in bins]
+
+
+def agreement_rows(passport: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each teacher: share of the same answers, divergence, correlation, as far as they are known."""
+    rows = []
+    for name, found in _mapping(passport.get("teacher")).items():
+        told = [f"{key} {_figure(value)}" for key, value in _mapping(found).items() if _is_number(value)]
+        rows += [[str(name), ", ".join(told)]] if told else []
+    return rows
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _loading_code(task: str, pictures: bool, form: str, code: bool = False) -> list[str]:
     if form in ("sparse", "packed"):
         return ["import distill_system", "", 'model = distill_system.load("path/to/this/folder")']
     if form == "onnx":
         return ["import onnxruntime", "", 'session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")']
-    # Layers have other sizes than the config can say; the few lines that read them lie in the folder.
-    consent = ", trust_remote_code=True" if form == "cut" else ""
+    # Layers have other sizes than the config can say, or the architecture is ours; the lines of code for that lie in the folder.
+    consent = ", trust_remote_code=True" if form == "cut" or code else ""
     auto = IMAGE_AUTO_CLASS if pictures else AUTO_CLASSES.get(task, "AutoModel")
     name, reader = ("processor", "AutoImageProcessor") if pictures else ("tokenizer", "AutoTokenizer")
+    own = ", trust_remote_code=True" if code and form != "cut" else ""  # it asks the config what it belongs to
     return [
         f"from transformers import {auto}, {reader}",
         "",
         f'model = {auto}.from_pretrained("path/to/this/folder"{consent})',
-        f'{name} = {reader}.from_pretrained("path/to/this/folder")',
+        f'{name} = {reader}.from_pretrained("path/to/this/folder"{own})',
     ]
 
 

@@ -139,3 +139,75 @@ def test_card_of_a_model_of_pictures(tmp_path):
     assert "AutoModelForImageClassification.from_pretrained" in card
     assert "AutoImageProcessor.from_pretrained" in card
     assert "Tokenizer" not in card
+
+
+FULL = {
+    "size": {"size_bytes": 1_234_567, "parameters": 1000, "nonzeros": 640, "folder_bytes": 9},
+    "bits": {"mean": 3.25, "weights": {"1": 10, "1.6": 700, "32": 290}},
+    "latency": {"batch_1": {"p50_ms": 3.3141, "p95_ms": 4.0}, "batch_32": {"p50_ms": 40.2}},
+    "calibration": {"bins": [{"confidence": 0.55, "accuracy": 0.5, "count": 0}, {"confidence": 0.9171, "accuracy": 0.9, "count": 12}]},
+    "teacher": {"main": {"agreement": 0.91237, "kl": 0.08}, "other": {}},
+    "exported_from": "abc",
+}  # fmt: skip
+
+
+def test_the_card_tells_size_bits_speed_calibration_and_agreement(folder):
+    artifact = write(folder, extra=FULL)
+    card = (folder / "README.md").read_text()
+    sections = {part.split("\n")[0]: part for part in card.split("\n## ")[1:]}
+    assert [line for line in sections["Size and speed"].splitlines() if line.startswith("| ")][2:] == [
+        "| bytes of the folder | 11 |",
+        "| bytes of the weights | 1,234,567 |",
+        "| parameters | 1,000 |",
+        "| of these not zero | 640 |",
+        "| bits of a weight, mean | 3.25 |",
+        "| weights of 1 bit | 10 |",
+        "| weights of 1.6 bits | 700 |",
+        "| weights of 32 bits | 290 |",
+        "| latency, batch of 1 (median) | 3.314 ms |",
+        "| latency, batch of 32 (median) | 40.2 ms |",
+    ]
+    assert "| 0.9171 | 0.9 | 12 |" in sections["Calibration"]
+    assert "0.55" not in sections["Calibration"]
+    assert "| main | agreement 0.9124, kl 0.08 |" in sections["Agreement with its teachers"]
+    assert "other" not in sections["Agreement with its teachers"]
+    assert f"Digest of this model: `{artifact.digest}`, exported from `abc`." in sections["Lineage"]
+    assert {key: artifact.passport[key] for key in FULL} == FULL
+
+
+@pytest.mark.parametrize("key", list(FULL))
+@pytest.mark.parametrize("value", [None, {}, [], "x", {"bins": None, "weights": None, "main": 3, "batch_1": "y"}])
+def test_what_a_passport_lacks_the_card_leaves_out(folder, key, value):
+    write(folder, extra=FULL | {key: value})
+    card = (folder / "README.md").read_text()
+    heading = {"bits": "", "exported_from": "", "size": "", "latency": ""}.get(
+        key, {"calibration": "## Calibration", "teacher": "## Agreement"}.get(key)
+    )
+    assert not heading or heading not in card
+    assert "## How to load it" in card
+
+
+def test_the_split_is_named(folder):
+    write_passport(folder, task="causal_lm", lineage=[], settings={}, metrics={"nll": 3.0, "split": "validation"})
+    assert "## Figures on the validation split" in (folder / "README.md").read_text()
+
+
+def test_code_beside_the_weights_is_told_and_asked_for(folder):
+    config = {
+        "auto_map": {
+            "AutoConfig": "modeling_lstm.LstmConfig",
+            "AutoModel": "modeling_lstm.LstmModel",
+            "AutoX": "elsewhere.X",
+        }
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_lstm.py").write_text("")
+    assert write(folder).passport["code"] == ["modeling_lstm.py"]
+    card = (folder / "README.md").read_text()
+    assert card.count('from_pretrained("path/to/this/folder", trust_remote_code=True)') == 2
+    write(folder, extra={"format": "packed"})
+    assert "trust_remote_code" not in (folder / "README.md").read_text()
+    (folder / "config.json").write_text("{}")
+    assert "code" not in write(folder).passport
+    write(folder, extra={"format": "cut"})
+    assert (folder / "README.md").read_text().count("trust_remote_code=True") == 1

@@ -1,9 +1,12 @@
 """How many bits a saved model's weights have: those of a code where they lie on a grid of few levels, else those of their numbers."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from distill_system.evaluation.size import weight_files
 from distill_system.models.grids_file import read_grids
@@ -41,19 +44,19 @@ def _tensors(folder: Path) -> Iterator[tuple[float, int]]:
                 yield 8 * stored.itemsize, stored.numel()
         return
     grids = {name: on.grid.count for name, on in read_grids(folder).items()}
-    for name, dtype, elements in _plain(folder):
-        if dtype.startswith(("F", "BF")):
-            yield bits_of(grids[name]) if name in grids else ITEM_BITS[dtype], elements
+    for name, own, elements in _plain(folder):
+        if own is not None:
+            yield bits_of(grids[name]) if name in grids else own, elements
 
 
-def _plain(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """(name, dtype as safetensors calls it, elements) of each tensor."""
+def _plain(folder: Path) -> Iterator[tuple[str, int | None, int]]:
+    """(name, bits of a number, elements) of each tensor; None: its numbers are whole."""
     if is_sparse(folder):
-        yield from ((name, stored.dtype, stored.elements) for name, stored in read_layout(folder).items())
+        for name, stored in read_layout(folder).items():
+            dtype = getattr(torch, stored.dtype)
+            yield name, 8 * dtype.itemsize if dtype.is_floating_point else None, stored.elements
         return
     for path in weight_files(folder):
         for name, entry in read_header(path).items():
-            elements = 1
-            for side in entry.shape:
-                elements *= side
-            yield name, entry.dtype, elements
+            own = ITEM_BITS[entry.dtype] if entry.dtype.startswith(("F", "BF")) else None
+            yield name, own, math.prod(entry.shape)

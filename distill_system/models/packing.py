@@ -75,14 +75,14 @@ def pack_rows(code_OI: Tensor, count: int) -> Tensor:
 
 def unpack_rows(packed_OB: Tensor, inputs: int, count: int) -> Tensor:
     """Codes `[O, I]` of bytes `[O, B]`, both uint8: the inverse of `pack_rows`. Bytes are taken as they are: see `largest_code`."""
-    rows = packed_OB.shape[0]
-    if _whole_bits(count) == 8:
+    bits = _whole_bits(count)
+    if bits == 8:
         return packed_OB
-    per_byte = TRITS if count == 3 else 8 // _whole_bits(count)
-    if count == 3 or per_byte in WIDE:
-        found = _table(count).to(packed_OB.device).index_select(0, packed_OB.reshape(-1).int()).view(torch.uint8)
-        return found.view(rows, packed_OB.shape[1] * per_byte)[:, :inputs]
-    return _unpack(packed_OB, _whole_bits(count))[:, :inputs]
+    if count != 3 and 8 % bits:
+        return _unpack(packed_OB, bits)[:, :inputs]
+    found = _table(count).to(packed_OB.device).index_select(0, packed_OB.reshape(-1).int()).view(torch.uint8)
+    per_byte = TRITS if count == 3 else 8 // bits
+    return found.view(len(packed_OB), packed_OB.shape[1] * per_byte)[:, :inputs]
 
 
 def _unpack(packed_OB: Tensor, bits: int) -> Tensor:

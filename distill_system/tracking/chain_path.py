@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill_system.models.weights import GRIDS
 from distill_system.tracking import chain_plots
 from distill_system.tracking.comparison import model_of, teachers_of
 from distill_system.tracking.figures import (
@@ -53,7 +54,7 @@ class Station:
 
 def weight_bytes(folder: Path) -> int | None:
     """Of the files with weights, by `os.stat`; None where there are none."""
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors") if path.name != "grids.safetensors"]
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors") if path.name != GRIDS]
     return sum(sizes) or None
 
 

@@ -15,6 +15,7 @@ import logging
 import netrc
 import os
 import queue
+import re
 import shutil
 import threading
 import urllib.parse
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from distill_system.artifacts import PASSPORT
 from distill_system.files import read_json, write_json
 from distill_system.tracking import journal
 from distill_system.tracking.secrets import mask, mask_text
@@ -83,6 +85,7 @@ class Wandb(NoTracking):
         entity: user or team; null: the key's own.
         mode: `auto` is online with a key (WANDB_API_KEY or ~/.netrc), offline without.
         tags: words to find the runs by.
+        models: whether the model that a phase leaves goes to W&B too, as an artifact (and its packed form as another); checkpoints never do.
     """
 
     def __init__(
@@ -91,8 +94,10 @@ class Wandb(NoTracking):
         entity: str | None = None,
         mode: Literal["auto", "online", "offline", "disabled"] = "auto",
         tags: list[str] | None = None,
+        models: bool = False,
     ) -> None:
         self.project, self.entity, self.tags = project, entity, list(tags or [])
+        self.models = models
         self.mode = choose_mode(mode)
         self.problem: str | None = None  # the one warning, once there is one
         self._tasks: queue.Queue[Callable[[], None]] = queue.Queue()
@@ -239,8 +244,26 @@ class Wandb(NoTracking):
         if self._run is not None:
             self._run.summary.update({f"test/{key}": value for key, value in summary.items() if value is not None})
             self._run.summary.update({"state": state, "warnings": warnings})
+            if self.models:
+                self._hand_in()
             run, self._run = self._run, None
             run.finish(exit_code=0 if state == "finished" else 1)
+
+    def _hand_in(self) -> None:
+        """The phase's finished folders; a member's lie below its phase's."""
+        wandb = importlib.import_module("wandb")
+        for form in ("model", "packed"):
+            folder = self._folder.joinpath(*self._phase.split("."), form)
+            if not (folder / PASSPORT).is_file():
+                continue
+            passport = read_json(folder / PASSPORT)
+            told = {
+                key: passport[key] for key in ("digest", "task", "format", "metrics", "size", "bits") if key in passport
+            }
+            name = re.sub(r"[^\w.-]", "_", f"{self._run_name}-{self._phase}{'-packed' if form == 'packed' else ''}")
+            artifact = wandb.Artifact(name, type="model", metadata=mask(told))
+            artifact.add_dir(str(folder))
+            self._run.log_artifact(artifact)
 
     def _attach(self, path: Path) -> None:
         wandb = importlib.import_module("wandb")

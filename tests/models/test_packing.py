@@ -68,7 +68,7 @@ def test_nothing_is_packed_into_nothing():
     for count in (2, 3, 8, 256):
         assert pack_rows(codes(4, 0, 2), count).shape == (4, 0)
         assert unpack_rows(torch.zeros(4, 0, dtype=torch.uint8), 0, count).shape == (4, 0)
-        assert unpack_rows(torch.zeros(0, 3, dtype=torch.uint8), 1, count).shape == (0, 1)
+        assert unpack_rows(torch.zeros(0, 1, dtype=torch.uint8), 1, count).shape == (0, 1)
         assert largest_code(torch.zeros(4, 0, dtype=torch.uint8), count) == 0
 
 

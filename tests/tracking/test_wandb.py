@@ -33,13 +33,24 @@ class FakeRun:
     def log(self, figures, step=None):
         self.store["logged"].append((step, {k: v for k, v in figures.items() if k != "_timestamp"}))
 
+    def log_artifact(self, artifact):
+        self.store["artifacts"].append(artifact)
+
     def finish(self, exit_code=None):
         self.store["finished"].append((exit_code, self.summary))
 
 
+class FakeArtifact:
+    def __init__(self, name, type, metadata):
+        self.name, self.type, self.metadata, self.folders = name, type, metadata, []
+
+    def add_dir(self, folder):
+        self.folders.append(folder)
+
+
 @pytest.fixture
 def fake(monkeypatch):
-    store = {"inits": [], "logged": [], "finished": []}
+    store = {"inits": [], "logged": [], "finished": [], "artifacts": []}
 
     def init(**arguments):
         store["inits"].append(arguments)
@@ -48,6 +59,7 @@ def fake(monkeypatch):
         return FakeRun(store)
 
     module = types.ModuleType("wandb")
+    module.Artifact = FakeArtifact
     module.init, module.Settings, module.Html = init, dict, lambda text, inject: text[:20]
     monkeypatch.setitem(sys.modules, "wandb", module)
     return store
@@ -236,3 +248,26 @@ def test_no_tracking_takes_the_same_calls(tmp_path):
     tracker.finish_phase({}, [])
     tracker.attach_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_models_go_up_where_it_is_asked_for_and_checkpoints_never(run_folder, fake):
+    for phase, form in (("student", "model"), ("student", "packed"), ("cohort/a", "model"), ("other", "packed")):
+        folder = run_folder / phase / form
+        folder.mkdir(parents=True)
+        if phase != "other":  # without a passport it isn't finished
+            (folder / "compression.json").write_text(json.dumps({"digest": f"{phase}-{form}", "hub_token": KEY}))
+    (run_folder / "student" / "checkpoints").mkdir()
+    for models in (False, True):
+        tracker = Wandb(mode="offline", models=models)
+        for phase in ("student", "cohort.a", "other"):
+            tracker.start_phase(run_folder, "de mo", phase, {})
+            tracker.finish_phase({}, [])
+        assert tracker.problem is None
+        assert len(fake["artifacts"]) == 3 * models
+    assert [(a.name, a.type, a.metadata["digest"]) for a in fake["artifacts"]] == [
+        ("de_mo-student", "model", "student-model"),
+        ("de_mo-student-packed", "model", "student-packed"),
+        ("de_mo-cohort.a", "model", "cohort/a-model"),
+    ]
+    assert fake["artifacts"][1].folders == [str(run_folder / "student" / "packed")]
+    assert KEY not in str([a.metadata for a in fake["artifacts"]])
