@@ -60,7 +60,7 @@ def same(run, reference):
         assert value == pytest.approx(reference["metrics"][name], rel=1e-3, abs=1e-5), name
     for name, own in run["scales"].items():
         for kind, values in own.items():
-            assert values == pytest.approx(reference["scales"][name][kind], rel=1e-3, abs=1e-5), (name, kind)
+            assert values == pytest.approx(reference["scales"][name][kind], rel=5e-3, abs=1e-5), (name, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
