@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from distill_system.files import TEMPORARY, digest_file, write_atomic, write_json
 
@@ -142,6 +142,42 @@ def write_passport(
     return Artifact.read(folder)
 
 
+def passport_of_copy(
+    artifact: Artifact,
+    folder: Path,
+    form: str,
+    *,
+    title: str | None = None,
+    command: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Passport and card of the same model in another form: what the source's passport says, of the files in `folder`.
+
+    Args:
+        artifact: the source, whose passport names a task.
+        folder: holds the copy already.
+        form: of the copy (`packed`, `sparse`, `dense`, `onnx`).
+        title: heading of the card.
+        command: what made the copy; None: what made the source.
+        extra: what was measured of the copy (`size`, `latency`, ...), over what the source's passport says.
+    """
+    old = artifact.passport
+    own = ("version", "digest", "size_bytes", "command", "format", "code", "inputs")
+    rest = {name: value for name, value in old.items() if name not in own} | dict(extra or {})
+    return write_passport(
+        folder,
+        task=old["task"],
+        lineage=old.get("lineage", []),
+        settings=old.get("settings", {}),
+        metrics=old.get("metrics", {}),
+        base_models=old.get("base_models", []),
+        license_note=old.get("license_note"),
+        title=title,
+        command=command or old.get("command"),
+        extra=rest | {"format": form, "exported_from": artifact.digest},
+    )
+
+
 def _config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}  # type: ignore[no-any-return]
@@ -254,7 +290,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -169,4 +169,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(main())
+    ended = main()
+    if "RANK" in os.environ:
+        from distill_system.scheduling.rank import leave_process
+
+        leave_process(ended)
+    sys.exit(ended)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from distill_system.artifacts import Artifact, digest_artifact, write_passport
+from distill_system.artifacts import Artifact, digest_artifact, passport_of_copy, write_passport
 
 LINEAGE = [
     {"phase": "teacher", "kind": "finetune", "digest": "abc"},
@@ -211,3 +211,24 @@ def test_code_beside_the_weights_is_told_and_asked_for(folder):
     assert "code" not in write(folder).passport
     write(folder, extra={"format": "cut"})
     assert (folder / "README.md").read_text().count("trust_remote_code=True") == 1
+
+
+def test_a_copy_in_another_form_has_a_passport_of_its_own(folder, tmp_path):
+    source = write(folder, extra=FULL, license_note="x: MIT", base_models=["owner/model"], command="distill run x")
+    copy = tmp_path / "packed"
+    copy.mkdir()
+    (copy / "config.json").write_text("{}")
+    (copy / "packed.safetensors").write_bytes(b"few")
+    latency = {"batch_1": {"p50_ms": 1.5}}
+    made = passport_of_copy(source, copy, "packed", title="x, packed", extra={"latency": latency})
+    assert made.is_intact()
+    assert made.digest != source.digest
+    assert (made.passport["format"], made.passport["exported_from"]) == ("packed", source.digest)
+    assert (made.passport["size_bytes"], made.passport["latency"]) == (5, latency)
+    same = ("task", "lineage", "settings", "metrics", "license_note", "base_models", "command", "bits", "teacher")
+    assert {key: made.passport[key] for key in same} == {key: source.passport[key] for key in same}
+    card = (copy / "README.md").read_text()
+    assert "distill_system.load" in card
+    assert "# x, packed" in card
+    again = passport_of_copy(source, copy, "dense", command="distill export x")
+    assert again.passport["command"] == "distill export x"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_system.artifacts import Artifact, write_passport
+from distill_system.artifacts import Artifact, passport_of_copy
 from distill_system.errors import Problem, Refusal, nearest, refuse
 from distill_system.files import folder_atomic, read_json, write_json
 from distill_system.models.weights import folder_problems, has_tokenizer, max_positions, read_config
@@ -44,7 +44,8 @@ def main(words: list[str]) -> int:
         if form != "packed":
             _copy_rest(source, folder, form)
         if artifact.task:
-            _write_passport(folder, artifact, artifact.task, form, shlex.join(["distill", "export", *words]))
+            title = f"{source.parent.name if source.name == 'model' else source.name}, {form}"
+            passport_of_copy(artifact, folder, form, title=title, command=shlex.join(["distill", "export", *words]))
     print("\n".join([f"{target}:", *(f"  {line}" for line in lines)]))
     return 0
 
@@ -299,26 +300,3 @@ def example(source: Path, config: Any) -> "dict[str, Tensor]":
         return dict(tokenizer(list(TEXTS), padding=True, truncation=True, max_length=length, return_tensors="pt"))
     ids_BT = torch.randint(0, config.vocab_size, (2, length), generator=generator)
     return {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
-
-
-def _write_passport(folder: Path, artifact: Artifact, task: str, form: str, command: str) -> None:
-    """The source's passport, of the new files; and a card whose code loads them."""
-    old = artifact.passport
-    title = f"{artifact.folder.parent.name if artifact.folder.name == 'model' else artifact.folder.name}, {form}"
-    write_passport(
-        folder,
-        task=task,
-        lineage=old.get("lineage", []),
-        settings=old.get("settings", {}),
-        metrics=old.get("metrics", {}),
-        base_models=old.get("base_models", []),
-        license_note=old.get("license_note"),
-        title=title,
-        command=command,
-        extra={
-            name: value
-            for name, value in old.items()
-            if name not in ("version", "digest", "size_bytes", "command", "format")
-        }
-        | {"format": form, "exported_from": artifact.digest},
-    )

@@ -170,6 +170,7 @@ def model_of_recipe(
     import torch
 
     from distill_system.models.common import auto_class, quiet
+    from distill_system.models.own import register
     from distill_system.models.reading import from_config
     from distill_system.pruning.base import Surgery
     from distill_system.pruning.cut import cut
@@ -183,6 +184,7 @@ def model_of_recipe(
                 return None
             from transformers import AutoConfig
 
+            register()
             own = AutoConfig.for_model(**values)
             with quiet(), torch.device("meta"):
                 model = from_config(auto_class(task, own), own)

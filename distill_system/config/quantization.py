@@ -160,7 +160,7 @@ def check_model(config: dict[str, Any], name: str, task: str) -> list[Problem]:
     settings = Settings(
         instantiate(phase["quantizer"]),
         Embeddings(**(phase.get("embeddings") or {})),
-        Inputs(),
+        Inputs(**(phase.get("activations") or {})),
         Mixing(),
         phase.get("include") or [],
         phase.get("exclude") or [],

@@ -4,8 +4,8 @@ The entry holds `format`, `version`, `layout` (what the format has to say of its
 and `checksum`: of layout, checksums, and the names, dtypes and shapes in the file's own header. One entry only: safetensors writes several in an order
 that changes from run to run, and a model's digest would change with it.
 
-The file is read into memory at once, not mapped: what was checked is what is used, also if the file is overwritten or cut meanwhile. Pieces are views of
-these bytes.
+The file is mapped, as `from_pretrained` does it, and pieces are views of it: a page is read once, and processes with the same model share it. So a file
+that is in use may be replaced by another (by renaming, as all writers here do), but not be written into.
 """
 
 import json
@@ -62,6 +62,7 @@ def write_checked(path: Path, kind: Kind, pieces: Mapping[str, Tensor], layout: 
     strange = [name for name, piece in pieces.items() if piece.dtype not in NAMES]
     if strange:
         raise ValueError(f"{strange[0]} can't be stored: {pieces[strange[0]].dtype} has no name in safetensors files")
+    layout = dict(sorted(layout.items()))  # whatever order a model's shards come in, the file is the same
     checksums = {name: checksum(piece) for name, piece in pieces.items()}
     described = {name: (NAMES[piece.dtype], tuple(piece.shape)) for name, piece in pieces.items()}
     header = {
@@ -100,8 +101,8 @@ def read_checked(path: Path, kind: Kind) -> tuple[Head, dict[str, Tensor]]:
     """
     with _open(path) as file:
         head = _head(path, file, kind)
-        check_memory(path, os.fstat(file.fileno()).st_size)
-        whole = _read(path, file)
+        check_memory(path, size := os.fstat(file.fileno()).st_size)
+    whole = _mapped(path, size)
     view, pieces = _bytes_of(whole), {}
     for name, entry in head.pieces.items():
         if zlib.crc32(view[entry.begin : entry.end]) != head.checksums[name]:
@@ -177,20 +178,12 @@ def _head(path: Path, file: BinaryIO, kind: Kind) -> Head:
     return Head(layout, entries, checksums)
 
 
-def _read(path: Path, file: BinaryIO) -> Tensor:
-    """All bytes of a file."""
-    whole = torch.empty(os.fstat(file.fileno()).st_size, dtype=torch.uint8, device="cpu")
-    left = _bytes_of(whole)
-    file.seek(0)
-    while len(left):  # one call reads at most 2 GiB
-        try:
-            count = file.readinto(left)  # type: ignore[attr-defined]
-        except OSError as error:
-            raise ValueError(f"{path} can't be read ({error.strerror})") from error
-        if not count:
-            raise damaged(path, "it was cut while it was read")
-        left = left[count:]
-    return whole
+def _mapped(path: Path, size: int) -> Tensor:
+    """The bytes of a file."""
+    try:
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8, device="cpu")
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} can't be read ({error})") from error
 
 
 def _piece(whole: Tensor, entry: Entry) -> Tensor:

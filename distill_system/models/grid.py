@@ -75,7 +75,7 @@ class Grid:
             return value_GN if self.count == 2 else torch.where(code_GN == 1, self.levels_GL[:, 1:2], value_GN)
         assert self.scale_G1 is not None
         assert self.zero_G1 is not None
-        return (code_GN.to(self.scale_G1.dtype) - self.zero_G1) * self.scale_G1
+        return code_GN.to(self.scale_G1.dtype).sub_(self.zero_G1).mul_(self.scale_G1)
 
     def tensors(self) -> dict[str, Tensor]:
         """What there is of it, by name."""

@@ -74,7 +74,8 @@ def grid_tensors(name: str, grid: Grid) -> dict[str, Tensor]:
 
 
 def _are_codes(zero_G1: Tensor) -> bool:
-    return bool(((zero_G1 == zero_G1.round()) & (zero_G1 < MOST) & ~zero_G1.signbit()).all())
+    """Whether they can be told as such; -0.0 gives the same values as 0.0."""
+    return bool(((zero_G1 == zero_G1.round()) & (zero_G1 >= 0) & (zero_G1 < MOST)).all())
 
 
 def parts_of(name: str, pieces: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,8 @@ While the library builds the model, on the meta device, each module of a packed 
 module. Matrices of other modules, such as tables whose own code shifts positions, get their values here.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,20 +47,16 @@ def load_packed(cls: Any, folder: Path | str, **options: Any) -> tuple[Any, Mapp
     Raises:
         ValueError: the file is damaged, or a matrix has another shape than the config says. Whatever else `from_pretrained` raises.
     """
-    from transformers.initialization import no_init_weights
-
     stored = read_stored(folder)
     matrices = matrices_of(stored)
     whole: dict[str, Any] = {name: piece for name, piece in stored.items() if isinstance(piece, Tensor)}
     left: set[str] = set()
     standing_in: dict[str, StandIn] = {}
 
-    def __init__(self: Any, config: Any, *args: Any, **more: Any) -> None:
-        with no_init_weights():  # none will be used
-            cls.__init__(self, config, *args, **more)
-        held = _held(self)
+    def vacate(model: Any) -> None:
+        held = _held(model)
         for name, matrix in matrices.items():
-            known = _known_as(self, name, held)
+            known = _known_as(model, name, held)
             if known is None:
                 left.add(name)
             elif (wanted := tuple(held[known].parameter.shape)) != matrix.shape:
@@ -68,19 +65,31 @@ def load_packed(cls: Any, folder: Path | str, **options: Any) -> tuple[Any, Mapp
                 raise ValueError(
                     f"{folder} has {name} the other way round: its inputs lie on another axis in the model"
                 )
-            elif places := _plain_places(self, known, matrix, held):
+            elif places := _plain_places(model, known, matrix, held):
                 standing_in.update(places)
             else:
                 whole[name] = matrix.dense()  # the library comes to read this after it has built the model
-        _put(self, standing_in)
+        _put(model, standing_in)
 
-    vacating: Any = type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__})
-    model, report = vacating.from_pretrained(None, state_dict=whole, **options)
+    model, report = _vacated(cls).from_pretrained(None, vacate, state_dict=whole, **options)
     model.__class__ = cls
     dtype = model.dtype
     _put(model, {place: module.packed(dtype) for place, module in standing_in.items()})
     vars(model.config).pop("packed", None)  # saved by the library, it is a plain model
     return model.requires_grad_(False), {**report, "unexpected_keys": {*report["unexpected_keys"], *left}}
+
+
+@functools.cache
+def _vacated(cls: Any) -> Any:
+    """The class of a model that is handed what makes room in it, as soon as it is built."""
+    from transformers.initialization import no_init_weights
+
+    def __init__(self: Any, config: Any, vacate: Callable[[Any], None]) -> None:
+        with no_init_weights():  # none will be used
+            cls.__init__(self, config)
+        vacate(self)
+
+    return type(cls.__name__, (cls,), {"__init__": __init__, "__module__": cls.__module__})
 
 
 class Held(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor
 from distill_system import distributed
 from distill_system.artifacts import Artifact, write_passport
 from distill_system.data.collate import Batch, collate
+from distill_system.evaluation.bits import bits
 from distill_system.evaluation.evaluate import finite, phase_evaluation, prediction_rows
 from distill_system.evaluation.latency import measure
 from distill_system.evaluation.names import DEFAULT_METRIC, better
@@ -24,6 +25,7 @@ from distill_system.export.sparse import write_sparse
 from distill_system.files import folder_atomic, link_or_copy, read_json, write_json
 from distill_system.manifest import Manifest
 from distill_system.models.grids_file import write_grids
+from distill_system.models.licences import licence_of
 from distill_system.models.reading import is_sparse
 from distill_system.phases.context import Context, Member, Result, Trained
 from distill_system.pruning.masks import is_private
@@ -248,6 +250,12 @@ def record(context: Context, trained: Trained, evaluation: dict[str, Any], folde
     inherited = [
         name for value in inputs.values() if "phase" in value for name in _bases(context.artifacts[value["phase"]])
     ]
+    licences = [note for note in [licence_of(recipe)] if note]
+    for value in inputs.values():
+        note = (
+            Artifact.read(context.artifacts[value["phase"]]).passport.get("license_note") if "phase" in value else None
+        )
+        licences += [part for part in (note or "").split(" | ") if part and part not in licences]
     return write_passport(
         folder,
         task=context.task,
@@ -255,6 +263,7 @@ def record(context: Context, trained: Trained, evaluation: dict[str, Any], folde
         settings=settings,
         metrics=evaluation["metrics"] | {"split": evaluation["split"]},
         base_models=list(dict.fromkeys([*bases, *inherited])),
+        license_note=" | ".join(licences) or None,
         title=f"{context.run_name}/{context.title}",
         tags=[phase["kind"]],
         command=manifest.command,
@@ -263,6 +272,8 @@ def record(context: Context, trained: Trained, evaluation: dict[str, Any], folde
             "size": evaluation["size"],
             "latency": evaluation["latency"],
             "teacher": evaluation["teacher"],
+            "bits": bits(folder),
+            "calibration": evaluation.get("calibration"),
         },
     )
 

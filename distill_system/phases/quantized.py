@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill_system.artifacts import passport_of_copy
 from distill_system.data.collate import collate
 from distill_system.errors import refuse
 from distill_system.evaluation.latency import measure
@@ -43,7 +44,10 @@ PACKED_TOLERANCE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What a phase says of quantization."""
+    """What a phase says of quantization.
+
+    `targets` raises: Refusal: patterns match nothing, groups don't divide rows, or inputs of a module can't be rounded.
+    """
 
     quantizer: Any
     embeddings: Embeddings = field(default_factory=Embeddings)
@@ -63,7 +67,12 @@ class Settings:
         return Kbit(bits=self.embeddings.bits, symmetric=False, range="weights", **granularity)
 
     def targets(self, model: nn.Module, key: str) -> list[Target]:
-        return targets_of(model, self.quantizer, self.embedding_quantizer(), self.include, self.exclude, key)
+        found = targets_of(model, self.quantizer, self.embedding_quantizer(), self.include, self.exclude, key)
+        for target in found if self.activations.bits else ():
+            if getattr(model.get_submodule(target.module), "weight_only", False):
+                text = f"is {self.activations.bits}, but {target.module} is asked for its weight, not for a product with inputs"
+                raise refuse(f"{key}.activations.bits", f"{text}; set it to null, or exclude '{target.weight}'")
+        return found
 
 
 @dataclass
@@ -215,11 +224,13 @@ def write_packed(context: Context, trained: Trained, result: Result) -> dict[str
         difference = verify(
             temporary, context.task, probe(trained), expected, PACKED_TOLERANCE, tokenizer=trained.tokenizer
         )
-    latency = measure(folder, context.task, batch, device=context.device)["latency"]
-    dense = size(source)
+        latency = measure(temporary, context.task, batch, device=context.device)["latency"]
+        figures = {"size": size(temporary), "latency": latency}
+        title = f"{context.run_name}/{context.title}, packed"
+        passport_of_copy(result.artifact, temporary, PACKED, title=title, extra=figures)
     return {
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        "dense_bytes": dense["size_bytes"],
+        "dense_bytes": size(source)["size_bytes"],
         **report.by_kind,
         "largest_difference": difference,
         "latency": latency,

@@ -26,6 +26,7 @@ from distill_system.models.anatomy import UnknownAnatomy, cut_config, even_layer
 from distill_system.models.common import auto_class, quiet, resolve_labels, set_labels
 from distill_system.models.from_config import FromConfig
 from distill_system.models.from_layers import FromLayers
+from distill_system.models.own import register
 from distill_system.models.reading import folder_config, from_config
 from distill_system.models.weights import number_of_layers
 from distill_system.phases.base import build_student
@@ -204,6 +205,7 @@ def bare(recipe: Any, context: Context) -> nn.Module | None:
         if folder is not None:
             config = folder_config(folder, local_files_only=True)
         else:
+            register()
             config = AutoConfig.for_model(**values)
         set_labels(config, resolve_labels(context.task, context.label_names, None), context.task)
         total = config.num_hidden_layers

@@ -43,7 +43,8 @@ def summary(record: Record) -> list[str]:
             own = [r for r in rows if (r.kind, r.quantizer, r.levels, r.bits) == (kind, quantizer, levels, bits)]
             count, weights = sum(row.count for row in own), sum(row.weights for row in own)
             words = f"{count} {noun}{'' if count == 1 else 's'} ({quantity(weights)} weights)"
-            words += f" have {_values(levels)}" if levels else " are quantized"
+            verb = ("has", "is") if count == 1 else ("have", "are")
+            words += f" {verb[0]} {_values(levels)}" if levels else f" {verb[1]} quantized"
             words += f", {_bits(bits)} a weight" if bits else ""
             told.append(words + (f", by {quantizer.replace('_', ' ')}" if quantizer else "") + ".")
     granularity = record.get("granularity")

@@ -56,7 +56,7 @@ class Modifier(Protocol):
 
 
 class Several:
-    """Modifiers that act one after another in each step (pruning a model that is quantized meanwhile); the first one rules the learning rate."""
+    """Modifiers that act one after another in each step (pruning a model that is quantized meanwhile); the first one rules the learning rate, and its state is told as if it were alone."""
 
     def __init__(self, modifiers: Sequence[Modifier]) -> None:
         self.modifiers = list(modifiers)
@@ -91,10 +91,12 @@ class Several:
         return self.modifiers[0].window(step)
 
     def state(self) -> dict[str, Any]:
-        return {"each": [modifier.state() for modifier in self.modifiers]}
+        first, *others = self.modifiers
+        return {**first.state(), "beside": [modifier.state() for modifier in others]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        for modifier, own in zip(self.modifiers, state["each"], strict=True):
+        states = [{name: value for name, value in state.items() if name != "beside"}, *state["beside"]]
+        for modifier, own in zip(self.modifiers, states, strict=True):
             modifier.restore(own)
 
     def pieces(self, engine: Engine) -> Iterator[Piece]:

@@ -12,7 +12,10 @@ from distill_system.losses.logits import SoftTarget
 from distill_system.losses.task import HardLabel
 from distill_system.models.from_config import FromConfig
 from distill_system.models.grids_file import read_grids
+from distill_system.phases.prune import Prune
 from distill_system.phases.quantize import Quantize
+from distill_system.pruning.scores.magnitude import Magnitude
+from distill_system.pruning.weights import Weights
 from distill_system.quantization.binary import BinaryConstants, DeterministicBinary
 from distill_system.quantization.kbit import Kbit
 from distill_system.quantization.loss_aware import LossAware
@@ -30,7 +33,7 @@ def recipe(architecture: str = "bert") -> FromConfig:
     return FromConfig(architecture=architecture, tokenizer="bytes", dropout=0.0, **SIZES)
 
 
-def kinds(folder: Path) -> dict[str, Callable[[], Quantize]]:
+def kinds(folder: Path) -> dict[str, Callable[[], Any]]:
     """Phases by name, each made anew for every training."""
     teacher = {"main": {"model": str(folder / "teacher"), "placement": "zero3"}}
 
@@ -57,6 +60,15 @@ def kinds(folder: Path) -> dict[str, Callable[[], Quantize]]:
         "grouped": lambda: quantize(
             Kbit(bits=3, symmetric=False, granularity="group", group_size=4),
             activations={"bits": 8, "range": "running"},
+        ),
+        "while_pruning": lambda: Prune(
+            "prune",
+            recipe(),  # type: ignore[arg-type]
+            {"hard": HardLabel()},
+            Weights(Magnitude()),
+            schedule={"final_sparsity": 0.6, "begin": 0.2, "end": 0.7, "rounds": 2},  # type: ignore[arg-type]
+            calibration={"samples": 24},  # type: ignore[arg-type]
+            quantizer=TrainedTernary(),
         ),
     }
 
@@ -99,6 +111,7 @@ def codes(folder: Path) -> dict[str, Any]:
         "codes": digests,
         "scales": scales,
         "different": different,
+        "zeros": {name: float((values[name] == 0).float().mean()) for name in digests},
         "config": read_json(folder / "config.json")["quantized"],
     }
 

@@ -8,19 +8,11 @@ from tests.distributed.launch import run_ranks
 from tests.distributed.quantization import STOP, strategies
 
 CLOSE = 1e-5  # relative, of losses
-EVERY = bool(os.environ.get("DISTILL_TEST_EVERY_KIND"))  # all strategies and all ranks
-KINDS = (
-    "deterministic_binary",
-    "binary_constants",
-    "ternary_connect",
-    "bernoulli_ternary",
-    "trained_ternary",
-    "kbit",
-    "loss_aware",
-    "loss_aware_binary",
-    "grouped",
-)
-ELSEWHERE = KINDS if EVERY else ("bernoulli_ternary", "kbit", "loss_aware")  # on 1 and 4 ranks
+EVERY = bool(os.environ.get("DISTILL_TEST_EVERY_KIND"))  # 15 minutes; by default what differs most
+CORE = ("binary_constants", "bernoulli_ternary", "trained_ternary", "kbit", "loss_aware", "grouped", "while_pruning")
+MORE = ("deterministic_binary", "ternary_connect", "loss_aware_binary")
+KINDS = (*CORE, *MORE) if EVERY else CORE
+ELSEWHERE = KINDS if EVERY else ("kbit", "loss_aware")  # on 1 and 4 ranks
 TIMEOUT_S = 1500 if EVERY else 280
 
 
@@ -112,3 +104,10 @@ def test_inputs_are_rounded_in_what_is_handed_on(two):
         assert inputs["bits"] == 8
         assert len(inputs["steps"]) == 12  # six linears in each of two layers
         assert len(set(inputs["steps"].values())) > 6
+
+
+def test_pruned_weights_are_zero_in_what_is_packed(two):
+    run = two["straight"]["while_pruning-ddp"]
+    assert all(0.3 < share < 1 for share in run["zeros"].values())
+    shares = [tensor["zeros"] for tensor in run["record"]["tensors"]]
+    assert sum(shares) / len(shares) > 0.59

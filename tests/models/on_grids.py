@@ -61,3 +61,11 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """To the bit."""
     bits = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
     return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*bits)
+
+
+def attempt(read, folder):
+    """What is read, or the words in which it is refused; another error is none of these."""
+    try:
+        return read(folder)
+    except ValueError as error:
+        return str(error)

@@ -88,7 +88,7 @@ def test_a_circle_ends(folder):
 
 
 def told(*overrides: str) -> list[str]:
-    base = ["experiment=demo", "run.name=x", "data=movie_reviews", "models@phases.student.model=from_phase"]
+    base = ["experiment=demo_quick", "run.name=x", "data=movie_reviews", "models@phases.student.model=from_phase"]
     return [str(problem) for problem in check(compose([*base, *overrides]).config)]
 
 

@@ -14,6 +14,7 @@ from distill_system.models.checked_file import write_checked
 from distill_system.models.packed_file import KIND, read_packed_head, read_stored, read_tensors
 from distill_system.models.packed_matrix import PackedMatrix
 from distill_system.models.weights import PACKED
+from tests.models.on_grids import attempt
 from tests.models.test_packed_file import equal, sample
 
 
@@ -44,10 +45,9 @@ def test_600_files_with_changed_bytes_are_refused_or_read_the_same(tmp_path):
         for place in places:
             broken[place] ^= generator.randrange(1, 256)
         replace(tmp_path, bytes(broken))
-        try:
-            loaded = read_tensors(tmp_path)
-        except ValueError as error:
-            assert str(tmp_path) in str(error)
+        loaded = attempt(read_tensors, tmp_path)
+        if isinstance(loaded, str):
+            assert str(tmp_path) in loaded
             continue
         harmless += 1
         assert all(place < begin for place in places)
@@ -94,12 +94,13 @@ NASTY = [
 ]
 
 
-def forge(folder, change) -> None:
+def forge(folder, change, source=None) -> None:
     """Writes the sample anew with changed layout or pieces, and the right checksums: a forger knows them too."""
-    sample(folder)
-    layout, pieces = copy.deepcopy(read_packed_head(folder).layout), load_file(folder / PACKED)
+    if source is None:
+        sample(source := folder)
+    layout, pieces = copy.deepcopy(read_packed_head(source).layout), load_file(source / PACKED)
     change(layout, pieces)
-    (folder / PACKED).unlink()
+    (folder / PACKED).unlink(missing_ok=True)
     write_checked(folder / PACKED, KIND, pieces, layout)
 
 
@@ -142,12 +143,13 @@ def test_400_forged_files_are_refused_or_sound(tmp_path):
     """What checksums can't tell is whether values are the right ones; whatever is read can be computed with."""
     generator = random.Random(1)
     read = 0
+    (tmp_path / "source").mkdir()
+    sample(tmp_path / "source")
     for _ in range(400):
-        forge(tmp_path, at_random(generator))
-        try:
-            stored = read_stored(tmp_path)
-        except ValueError as error:
-            assert str(tmp_path) in str(error)
+        forge(tmp_path, at_random(generator), tmp_path / "source")
+        stored = attempt(read_stored, tmp_path)
+        if isinstance(stored, str):
+            assert str(tmp_path) in stored
             continue
         read += 1
         for piece in stored.values():
@@ -199,7 +201,7 @@ FORGERIES = {
     "a bitmap all kept": (piece("pruned:kept", lambda t: t | 255), "its bitmap keeps 3600 weights"),
     "a bitmap cut": (piece("pruned:kept", lambda t: t[:-1]), "has a bitmap of"),
     "kept codes beyond": (lambda layout, pieces: (setting("pruned", count=9)(layout, pieces), piece("pruned:codes", lambda t: t | 255)(layout, pieces)), "codes beyond its 9 levels"),
-    "scales of others": (piece("ternary:scale", lambda t: t[:-1]), "has 11 grids for 12 groups"),
+    "scales of others": (piece("ternary:scale", lambda t: t[:-1]), "impossible shapes"),
 }  # fmt: skip
 
 
@@ -235,9 +237,8 @@ def test_headers_of_others_are_refused(change, words, tmp_path):
     pieces = load_file(tmp_path / PACKED)
     with safe_open(tmp_path / PACKED, framework="pt") as file:
         header = json.loads(file.metadata()[KIND.format])
-    for metadata in ({KIND.format: json.dumps(header | change)},):
-        save_file(pieces, tmp_path / PACKED, metadata=metadata)
-        refused(tmp_path, words)
+    save_file(pieces, tmp_path / PACKED, metadata={KIND.format: json.dumps(header | change)})
+    refused(tmp_path, words)
 
 
 def test_swapped_pieces_and_renamed_dtypes_are_refused(tmp_path):

@@ -71,6 +71,8 @@ def test_words_of_a_fall_of_bits():
         "21 % of the linears’ weights are zero. Bits fell from 8 to 4 to 2 on the way. "
         "The forward went over to them between 10 % and 40 % of the steps. Inputs of the linears have 8 bits, with learned steps."
     )
+    one = {"tensors": [tensor("embeddings.weight", [9, 2], 0.1, levels=2, bits=1)]}
+    assert summary(one) == ["1 embedding (18 weights) has 2 values, 1 bit a weight, by kbit."]
     notes = artifact_words(falling())
     assert "Both give the same logits, to the bit." in notes
     assert notes[-1].startswith("Packed, it is no faster than its input at one row")

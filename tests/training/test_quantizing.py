@@ -202,5 +202,6 @@ def test_several_modifiers_act_as_one():
     assert (change.halt, change.stop, [line["event"] for line in change.lines]) == (True, False, ["a", "b"])
     assert both.window(0) == (0, 1)
     assert list(both.pieces(None)) == ["a", "b"]
-    both.restore({"each": [{"name": "c"}, {"name": "d"}]})
-    assert both.state() == {"each": [{"name": "c"}, {"name": "d"}]}
+    both.restore({"name": "c", "beside": [{"name": "d"}]})
+    assert (one.name, two.name) == ("c", "d")
+    assert both.state() == {"name": "c", "beside": [{"name": "d"}]}
