@@ -28,7 +28,7 @@ class LossAware:
 
     Args:
         states: of b: -1 and 1; -1, 0 and 1; or -Q ... Q.
-        bits: k, 2 to 8; only with states "kbit".
+        bits: k, 3 to 8 (with 2 it would be ternary); only with states "kbit".
         iterations: how often b and a are fitted in turn after a step; binary needs but one.
         clip: of the gradient, in units of the largest value; None: it always passes.
         granularity: which weights share a scale.
@@ -44,7 +44,7 @@ class LossAware:
     def __init__(
         self,
         states: Literal["binary", "ternary", "kbit"] = "ternary",
-        bits: Annotated[int, Range(at_least=2, at_most=8)] = 4,
+        bits: Annotated[int, Range(at_least=3, at_most=8)] = 4,
         iterations: Count = 3,
         clip: Positive | None = 3.0,
         granularity: Literal["tensor", "row", "group"] = "row",

@@ -50,7 +50,7 @@ def test_config_checks_read_what_it_is(name):
         ("kbit", "bits", 33),
         ("kbit", "schedule", [8, 1]),
         ("kbit", "schedule_until", 1.0),
-        ("loss_aware", "bits", 1),
+        ("loss_aware", "bits", 2),
         ("loss_aware", "states", "tenary"),
         ("ternary_connect", "threshold", 0.0),
         ("ternary_connect", "threshold_negative", -0.5),

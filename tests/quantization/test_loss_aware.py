@@ -56,7 +56,7 @@ def test_ternary_and_kbit_by_hand():
     assert quantizer.gradients(row(1.0, 2.0, 4.0), weight_n[None], {"alpha": row(0.5)}, NOW, DRAW)[0].tolist() == [
         [1.0, 0.0, 4.0]  # where |w| <= 3 * 0.5
     ]
-    assert [LossAware(states="kbit", bits=bits).levels(0.5) for bits in (2, 4, 8)] == [3, 15, 255]
+    assert [LossAware(states="kbit", bits=bits).levels(0.5) for bits in (3, 4, 8)] == [7, 15, 255]
 
 
 def test_it_begins_at_the_unweighted_solution():
