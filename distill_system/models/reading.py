@@ -62,10 +62,15 @@ def from_folder(auto: Any, name: str | Path, config: Any, **options: Any) -> tup
         ValueError: `config.reshape` belongs to another model, or the sparse or packed file is damaged. Whatever else `from_pretrained` raises.
     """
     model, report = _read(auto, name, config, **options)
+    round_inputs(model, config)
+    return model, report
+
+
+def round_inputs(model: Any, config: Any) -> None:
+    """Lets the model round the inputs that it learned to round while it was quantized."""
     inputs = (getattr(config, "quantized", None) or {}).get("activations")
     if inputs:
         attach_steps(model, inputs["bits"], inputs["steps"])
-    return model, report
 
 
 def _read(auto: Any, name: str | Path, config: Any, **options: Any) -> tuple[Any, Mapping[str, Any]]:

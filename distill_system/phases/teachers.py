@@ -22,7 +22,7 @@ from distill_system.models.alignment import align_labels, check_tokenizers, cut_
 from distill_system.models.common import auto_class
 from distill_system.models.images import load_reader
 from distill_system.models.pretrained import Pretrained
-from distill_system.models.reading import folder_config, from_config, from_folder, is_sparse
+from distill_system.models.reading import folder_config, from_config, from_folder, is_sparse, round_inputs
 from distill_system.models.streaming import tensor_locations
 from distill_system.phases.base import data_module
 from distill_system.phases.context import Context
@@ -129,7 +129,7 @@ def is_native(folder: Path, task: str) -> bool:
     """Whether the files hold the weights under the names that the model's own parameters have, so that shards can be read by name."""
     try:
         places = tensor_locations(folder)
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):  # no plain weights
         return False
     with torch.device("meta"):
         model = make(read_config(folder)[0], task)
@@ -142,7 +142,9 @@ def read_config(folder: Path) -> tuple[Any, Any]:
 
 
 def make(config: Any, task: str) -> nn.Module:
-    return from_config(auto_class(task, config), config)
+    model: nn.Module = from_config(auto_class(task, config), config)
+    round_inputs(model, config)
+    return model
 
 
 def load(folder: Path, task: str) -> nn.Module:
