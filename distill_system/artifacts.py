@@ -156,7 +156,7 @@ def passport_of_copy(
     Args:
         artifact: the source, whose passport names a task.
         folder: holds the copy already.
-        form: of the copy (`packed`, `sparse`, `dense`, `onnx`).
+        form: of the copy (`packed`, `sparse`, `dense`, `onnx`, `torchao`).
         title: heading of the card.
         command: what made the copy; None: what made the source.
         extra: what was measured of the copy (`size`, `latency`, ...), over what the source's passport says.
@@ -299,6 +299,9 @@ def _loading_code(task: str, pictures: bool, form: str, code: bool = False) -> l
         return ["import distill_system", "", 'model = distill_system.load("path/to/this/folder")']
     if form == "onnx":
         return ["import onnxruntime", "", 'session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")']
+    if form == "torchao":
+        module = "distill_system.export.torchao_export"
+        return [f"from {module} import read_torchao", "", 'model = read_torchao("path/to/this/folder")']
     # Layers have other sizes than the config can say, or the architecture is ours; the lines of code for that lie in the folder.
     consent = ", trust_remote_code=True" if form == "cut" or code else ""
     auto = IMAGE_AUTO_CLASS if pictures else AUTO_CLASSES.get(task, "AutoModel")

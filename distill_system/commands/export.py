@@ -1,4 +1,4 @@
-"""`distill export RUN/PHASE format=...`: a finished model in another form: one dense file set, compressed where it is sparse, packed where it is quantized, or ONNX."""
+"""`distill export RUN/PHASE format=...`: a finished model in another form: one dense file set, compressed where it is sparse, packed where it is quantized, ONNX, or with tensors of torchao."""
 
 import os
 import shlex
@@ -15,7 +15,8 @@ from distill_system.models.weights import folder_problems, has_tokenizer, max_po
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("dense", "sparse", "packed", "onnx")
+FORMATS = ("dense", "sparse", "packed", "onnx", "torchao")
+WHOLE = ("packed", "torchao")  # which write config and tokenizer too
 USAGE = f"distill export runs/NAME/PHASE format={'|'.join(FORMATS)}"
 LONGEST = 32  # tokens of the example that torch and onnxruntime are compared on
 TEXTS = ("The quick brown fox, naïve façade & 3.14 -- 你好 😀", "A short one.")
@@ -39,9 +40,11 @@ def main(words: list[str]) -> int:
             lines = _export_packed(source, folder)
         elif form == "onnx":
             lines = _export_onnx(source, folder, artifact.task)
+        elif form == "torchao":
+            lines = _export_torchao(source, folder)
         else:
             lines = _export_weights(source, folder, form)
-        if form != "packed":
+        if form not in WHOLE:
             _copy_rest(source, folder, form)
         if artifact.task:
             title = f"{source.parent.name if source.name == 'model' else source.name}, {form}"
@@ -91,12 +94,13 @@ def _format(settings: dict[str, str]) -> str:
         raise refuse("format", f"is not given, must be one of {', '.join(FORMATS)}: {USAGE}")
     if form not in FORMATS:
         raise refuse("format", f"is '{form}'{nearest(form, FORMATS)}, must be one of {', '.join(FORMATS)}")
-    if form == "onnx":
-        from distill_system.export.onnx import missing_packages
+    if form in ("onnx", "torchao"):
+        from distill_system.export import onnx, torchao_export
 
-        if missing := missing_packages():
-            text = f"is onnx, which needs {' and '.join(missing)}; install distill_system with the extra: pip install '.[onnx]'"
-            raise refuse("format", text)
+        missing = onnx.missing_packages() if form == "onnx" else torchao_export.missing_packages()
+        if missing:
+            text = f"is {form}, which needs {' and '.join(missing)}"
+            raise refuse("format", f"{text}; install distill_system with the extra: pip install '.[{form}]'")
     return form
 
 
@@ -260,7 +264,10 @@ def _tensors(folder: Path) -> "dict[str, Tensor]":
 
 def _export_onnx(source: Path, folder: Path, task: str | None) -> list[str]:
     from distill_system.export.dense import load
-    from distill_system.export.onnx import export_onnx
+    from distill_system.export.integers import lines_of
+    from distill_system.export.onnx import Exported, export_onnx
+    from distill_system.export.onnx_qdq import export_qdq
+    from distill_system.models.grids_file import read_grids
     from distill_system.models.reading import is_packed
     from distill_system.models.tokenizers import first_sentence
 
@@ -268,18 +275,34 @@ def _export_onnx(source: Path, folder: Path, task: str | None) -> list[str]:
         text = "a packed model, of which onnx can't be made; take the model it was packed from, or its format=dense"
         raise refuse("PATH", f"is '{source}', {text}")
     try:
-        model = load(source, task)
+        model, grids = load(source, task), read_grids(source)
     except (RuntimeError, ValueError) as error:
         raise refuse("PATH", f"is '{source}', which can't be loaded: {first_sentence(error)}") from error
+    path, inputs = folder / "model.onnx", example(source, model.config)
+    exported: Exported
     try:
-        exported = export_onnx(model, folder / "model.onnx", example(source, model.config))
+        if grids:
+            quantized = export_qdq(model, grids, path, inputs)
+            exported, lines = quantized, lines_of(quantized.codes, quantized.floats)
+        else:
+            exported, lines = export_onnx(model, path, inputs), []
     except ValueError as error:
         raise refuse("PATH", f"is '{source}': {error}") from error
     size = sum(path.stat().st_size for path in exported.files)
     return [
         f"{size:,} bytes in {', '.join(path.name for path in exported.files)}; inputs {', '.join(exported.inputs)}",
         f"onnxruntime gives torch's logits within {exported.difference:.1e}, for several numbers of rows and lengths",
+        *lines,
     ]
+
+
+def _export_torchao(source: Path, folder: Path) -> list[str]:
+    from distill_system.export.torchao_export import write_torchao
+
+    try:
+        return write_torchao(source, folder)
+    except ValueError as error:
+        raise refuse("PATH", f"is '{source}', of which torchao's can't be made: {error}") from error
 
 
 def example(source: Path, config: Any) -> "dict[str, Tensor]":

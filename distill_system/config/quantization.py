@@ -3,6 +3,7 @@
 Only where a config has a phase that quantizes; then torch is imported here.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from distill_system.schema import signature_of_target
 from distill_system.settings import Embeddings, Export, Mixing
 
 KIND = "quantize"
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torchao": ("torchao",)}  # packages of a form
 KEEPS_ZEROS = "ternary_connect, bernoulli_ternary, trained_ternary or kbit"
 
 
@@ -73,9 +75,13 @@ def check_inputs(config: dict[str, Any], name: str) -> list[Problem]:
 
 
 def check_export(config: dict[str, Any]) -> list[Problem]:
-    """A packed or torchao file needs a model that was quantized."""
+    """A packed or torchao file needs a model that was quantized, and some forms need packages."""
     form = Export(**config.get("export") or {}).format
     phases = config.get("phases") or {}
+    missing = [name for name in NEEDS.get(form or "", ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        text = f"is {form}, which needs {' and '.join(missing)}; install distill_system with the extra: pip install '.[{form}]'"
+        return [Problem("export.format", text)]
     if form not in ("packed", "torchao") or not phases:
         return []
     last = next(reversed(phases))

@@ -229,7 +229,7 @@ def load(folder: Path, task: str | None = None) -> "PreTrainedModel":
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no model: there is no config.json in it")
         config = folder_config(folder, local_files_only=True)
-        kind = auto_class(task, read_config(folder)) if task else _saved_class(folder, config)
+        kind = auto_class(task, read_config(folder)) if task else saved_class(folder, config)
         model, report = from_folder(kind, folder, config, local_files_only=True)
     for fault in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if report[fault]:
@@ -239,7 +239,8 @@ def load(folder: Path, task: str | None = None) -> "PreTrainedModel":
     return model.eval()
 
 
-def _saved_class(folder: Path, config: Any) -> Any:
+def saved_class(folder: Path, config: Any) -> Any:
+    """The class of the model that a folder holds; where its config has a `reshape`, the class that reads it."""
     from distill_system.models.reshape import reshaped
 
     name = (getattr(config, "architectures", None) or [""])[0]

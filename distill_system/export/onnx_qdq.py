@@ -7,10 +7,9 @@ Between it and the product stands a Reshape that changes nothing. Without it onn
 8 bits as well: fast, and 0.6 % off (of the largest output of 1024 x 1024 weights, where 3e-7 are what remains with it). So the file is small and exact,
 not fast: one row takes 2.7 times as long as with floats at 8 bits a row, 17 times at 4 bits, because the values are made anew in each run.
 
-What can't be told so keeps its floats: levels that aren't evenly spaced (`trained_ternary`, `binary_constants`), and a zero that lies neither on a code
-nor half-way between two.
+What `export.integers` can't tell so keeps its floats.
 
-Shapes: O outputs, I inputs of a matrix; G groups, K of them in a row.
+Shapes: O outputs, I inputs of a matrix.
 """
 
 import hashlib
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from distill_system.export.dense import load
+from distill_system.export.integers import Integers, integers_of
 from distill_system.export.onnx import ONE_FILE, Exported, export_onnx
 from distill_system.models.grid import OnGrid
 from distill_system.models.packing import pack_rows
@@ -40,42 +40,6 @@ class Quantized(Exported):
 
     codes: list[str]
     floats: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Integers:
-    """A matrix as DequantizeLinear takes it, in the model's own `[O, I]`: whole numbers, a scale, and the whole number of 0.
-
-    Attributes:
-        width: bits of a number, 4 or 8.
-        parts: of scales and zeros along O and I: (1, 1), (O, 1) or (O, K).
-    """
-
-    code_OI: Tensor
-    scale: Tensor
-    zero: Tensor
-    width: int
-    parts: tuple[int, int]
-
-    @staticmethod
-    def of(weight: Tensor, on: OnGrid) -> "Integers":
-        """Raises: ValueError: a grid that can't be told so, or values that aren't on it; the message is a clause."""
-        grid = on.grid
-        if grid.scale_G1 is None or grid.zero_G1 is None:
-            raise ValueError("has levels that aren't evenly spaced")
-        if grid.scale_G1.dtype != torch.float32:
-            raise ValueError(f"has scales of {grid.scale_G1.dtype}")
-        code_OI, scale_G1, zero_G1, count = on.codes(weight), grid.scale_G1, grid.zero_G1, grid.count
-        if not zero_G1.eq(zero_G1.round()).all() and count <= 128:
-            # Half-way between two codes: doubling codes and halving steps are exact.
-            code_OI, scale_G1, zero_G1, count = 2 * code_OI, scale_G1 / 2, 2 * zero_G1, 2 * count - 1
-        width = 4 if count <= 16 else 8
-        if not (zero_G1.eq(zero_G1.round()) & (zero_G1 >= 0) & (zero_G1 < 1 << width)).all():
-            raise ValueError("has a zero that lies neither on a code nor half-way between two")
-        outputs, inputs = code_OI.shape
-        in_row = inputs // on.granularity.size if on.granularity.kind == "group" else 1
-        parts = (1 if on.granularity.kind == "tensor" else outputs, in_row)
-        return Integers(code_OI, scale_G1.view(parts), zero_G1.expand_as(scale_G1).reshape(parts).byte(), width, parts)
 
 
 def export_qdq(
@@ -99,29 +63,25 @@ def export_qdq(
     """
     if isinstance(model, Path):
         model = load(model)
-    matrices: dict[str, Integers] = {}
-    floats: dict[str, str] = {}
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items() if name in grids}
-    for name, on in grids.items():
-        if name not in weights:
-            raise ValueError(f"{name} has a grid, but the model has no such tensor")
-        try:
-            matrices[name] = Integers.of(weights[name], on)
-        except ValueError as error:
-            floats[name] = str(error)
+    matrices, floats = integers_of(weights, grids)
     by_digest: dict[str, tuple[str, bool]] = {}
+    digests: dict[str, set[str]] = {}
     for name in matrices:
         stored_OI = weights[name] if grids[name].input_axis == 1 else weights[name].t()
         for turned in (True, False):  # where both digests are the same, the matrix as it is
-            by_digest[_digest(stored_OI.t() if turned else stored_OI)] = (name, turned)
-    replaced: set[str] = set()
+            digest = _digest(stored_OI.t() if turned else stored_OI)
+            by_digest[digest] = (name, turned)
+            digests.setdefault(name, set()).add(digest)
+    found: set[str] = set()
 
     def rewrite(written: Path) -> None:
-        replaced.update(_replace(written, by_digest, matrices))
+        found.update(_replace(written, by_digest, matrices))
 
     exported = export_onnx(model, path, example, tolerance, rewrite)
-    floats |= dict.fromkeys(matrices.keys() - replaced, "isn't found in the exported graph")
-    return Quantized(exported.files, exported.inputs, exported.difference, sorted(replaced), floats)
+    codes = sorted(name for name in matrices if digests[name] & found)
+    floats |= dict.fromkeys(sorted(matrices.keys() - set(codes)), "isn't found in the exported graph")
+    return Quantized(exported.files, exported.inputs, exported.difference, codes, floats)
 
 
 def _digest(matrix: Tensor) -> str:
@@ -130,21 +90,21 @@ def _digest(matrix: Tensor) -> str:
 
 
 def _replace(path: Path, by_digest: Mapping[str, tuple[str, bool]], matrices: Mapping[str, Integers]) -> set[str]:
-    """Rewrites the file; the names of the matrices whose values were found in it and replaced."""
+    """Rewrites the file; the digests of what was found in it and replaced."""
     import onnx
     from onnx import numpy_helper, version_converter
 
     file = onnx.load(str(path))
     kept, nodes, replaced = [], [], set()
     for initializer in file.graph.initializer:
-        found = None
+        digest = ""
         if initializer.data_type == onnx.TensorProto.FLOAT and len(initializer.dims) == 2:
-            found = by_digest.get(_digest(torch.from_numpy(numpy_helper.to_array(initializer).copy())))
-        if found is None:
+            digest = _digest(torch.from_numpy(numpy_helper.to_array(initializer).copy()))
+        if digest not in by_digest:
             kept.append(initializer)
             continue
-        name, turned = found
-        replaced.add(name)
+        name, turned = by_digest[digest]
+        replaced.add(digest)
         tensors, made = _nodes(initializer.name, matrices[name], turned)
         kept += tensors
         nodes += made
@@ -183,9 +143,8 @@ def _nodes(name: str, matrix: Integers, turned: bool) -> tuple[list[Any], list[A
 
     def integers(part: str, tensor: Tensor) -> Any:
         data = tensor.reshape(1, -1)
-        return stored(
-            part, kind, tensor, pack_rows(data, 16) if matrix.width == 4 else data
-        )  # the first in the lower half
+        # Of four bits, the first lies in the lower half of a byte.
+        return stored(part, kind, tensor, pack_rows(data, 16) if matrix.width == 4 else data)
 
     size = torch.tensor(shape)
     tensors = [

@@ -73,7 +73,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")
-    for name in ("lightning.pytorch", "lightning.fabric", "deepspeed", "torch.distributed"):
+    torchao = ("torchao", "torch.utils._pytree")  # at its import, of kernels for other devices
+    for name in ("lightning.pytorch", "lightning.fabric", "deepspeed", "torch.distributed", *torchao):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(lightning|torch|deepspeed|transformers)\b.*")
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import re
 import sys
 
 import pytest
@@ -10,15 +9,10 @@ import torch
 
 from distill_system import cli
 from distill_system.artifacts import Artifact, write_passport
-from distill_system.evaluation.size import size as size_of
 from distill_system.export.dense import load, save_model
-from distill_system.export.packed import pack
 from distill_system.export.sparse import is_sparse, read_layout, read_tensors, write_sparse
-from distill_system.models.grid import Granularity, Grid, OnGrid
-from distill_system.models.grids_file import read_grids, write_grids
-from distill_system.models.packing import pack_rows
 from tests.config.files import model_folder
-from tests.models import images, on_grids, tiny
+from tests.models import images, tiny
 
 
 def run_folder(root, *phases: str):
@@ -35,14 +29,14 @@ def run_folder(root, *phases: str):
 CASES = [
     (
         [],
-        "PATH: must be one phase of a run, or a model folder: distill export runs/NAME/PHASE format=dense|sparse|packed|onnx",
+        "PATH: must be one phase of a run, or a model folder: distill export runs/NAME/PHASE format=dense|sparse|packed|onnx|torchao",
     ),
     (["{run}/teacher", "{run}/teacher", "format=dense"], "PATH: must be one phase of a run"),
-    (["{run}/teacher"], "format: is not given, must be one of dense, sparse, packed, onnx"),
+    (["{run}/teacher"], "format: is not given, must be one of dense, sparse, packed, onnx, torchao"),
     (["{run}/teacher", "format="], "format: is ''"),
     (
         ["{run}/teacher", "format=onxn"],
-        "format: is 'onxn' (did you mean 'onnx'?), must be one of dense, sparse, packed, onnx",
+        "format: is 'onxn' (did you mean 'onnx'?), must be one of dense, sparse, packed, onnx, torchao",
     ),
     (["{run}/teacher", "format=dense", "format=onnx"], "format: is given twice, as 'dense' and 'onnx'"),
     (["{run}/teacher", "fromat=dense"], "fromat: is not a setting here (did you mean 'format'?)"),
@@ -117,6 +111,17 @@ def test_onnx_without_its_packages_is_refused(monkeypatch, tmp_path, capsys):
     )
 
 
+def test_torchao_where_it_is_not_installed_is_refused(monkeypatch, tmp_path, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else find(name))
+    assert cli.main(["export", str(model_folder(tmp_path / "model")), "format=torchao"]) == 2
+    err = capsys.readouterr().err
+    assert (
+        "format: is torchao, which needs torchao; install distill_system with the extra: pip install '.[torchao]'"
+        in err
+    )
+
+
 def phase(root, architecture: str = "bert", *, sparse: bool = False, passport: bool = True, task="classification"):
     """A finished phase whose model has many zeros, half of them with a minus sign."""
     model, tokenizer = tiny.build(architecture, task, intermediate_size=256)
@@ -186,94 +191,6 @@ def test_passport_and_card_are_of_the_new_files(tmp_path):
     assert 'model = distill_system.load("path/to/this/folder")\n```' in card
     assert "from_pretrained" not in card
     assert "## Lineage" in card
-
-
-def quantized_phase(root, architecture: str = "bert", task: str = "classification"):
-    """A finished phase whose model lies on grids."""
-    model, tokenizer = tiny.build(architecture, task)
-    folder = root / "run" / "quantize" / "model"
-    on_grids.folder(folder, model, tokenizer)
-    write_passport(folder, task=task, lineage=[{"phase": "quantize"}], settings={"lr": 1}, metrics={"accuracy": 0.5})
-    return folder.parent
-
-
-def test_packed_and_back_to_dense(tmp_path, capsys):
-    source = quantized_phase(tmp_path)
-    assert cli.main(["export", str(source), "format=packed"]) == 0
-    out = capsys.readouterr().out
-    packed, dense = source / "packed", source / "model"
-    size, whole = (packed / "packed.safetensors").stat().st_size, 4 * size_of(dense)["parameters"]
-    assert out.startswith(
-        f"{packed}:\n  {size:,} bytes of weights, {size / whole:.4f} (1/{whole / size:.1f}) of the {whole:,}"
-    )
-    assert "28 of 73 tensors are packed" in out
-    assert sum(int(n.replace(",", "")) for n in re.findall(r"(?:codes|scales|whole|header) ([\d,]+)", out)) == size
-    assert not list(packed.glob("model*.safetensors"))
-    artifact, before = Artifact.read(packed), Artifact.read(dense)
-    assert (artifact.is_intact(), before.is_intact()) == (True, True)
-    assert artifact.passport["format"] == "packed"
-    assert artifact.passport["exported_from"] == before.digest
-    assert artifact.passport["size_bytes"] < before.passport["size_bytes"]
-    assert 'model = distill_system.load("path/to/this/folder")\n```' in (packed / "README.md").read_text()
-
-    assert cli.main(["export", str(packed), "format=dense", f"out={tmp_path / 'again'}"]) == 0
-    for name in ("model.safetensors", "grids.safetensors", "tokenizer.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (dense / name).read_bytes()
-    config = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert config == json.loads((dense / "config.json").read_text())
-    assert cli.main(["export", str(tmp_path / "again"), "format=packed"]) == 0
-    assert (tmp_path / "again-packed" / "packed.safetensors").read_bytes() == (
-        packed / "packed.safetensors"
-    ).read_bytes()
-    assert not list(tmp_path.rglob(".part-*"))
-
-
-def test_what_a_packed_folder_can_not_become(tmp_path, capsys):
-    pytest.importorskip("onnxruntime")
-    source = quantized_phase(tmp_path)
-    assert cli.main(["export", str(source), "format=packed"]) == 0
-    packed = source / "packed"
-    before = sorted(tmp_path.rglob("*"))
-    capsys.readouterr()
-    for form, words in [
-        ("packed", f"PATH: is '{packed}', which can't be packed: {packed} is packed already"),
-        (
-            "onnx",
-            f"PATH: is '{packed}', a packed model, of which onnx can't be made; take the model it was packed from",
-        ),
-    ]:
-        assert cli.main(["export", str(packed), f"format={form}"]) == 2
-        assert words in capsys.readouterr().err
-    content = bytearray((packed / "packed.safetensors").read_bytes())
-    content[-1] ^= 1
-    (packed / "packed.safetensors").write_bytes(bytes(content))
-    assert cli.main(["export", str(packed), "format=dense"]) == 2
-    assert f"PATH: is '{packed}', whose weights can't be read: " in capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_copy_that_is_not_the_same_is_not_left(tmp_path, monkeypatch):
-    source = quantized_phase(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr("distill_system.models.packed_file.pack_rows", lambda codes, count: pack_rows(codes * 0, count))
-    with pytest.raises(RuntimeError, match=r"does not give .* back after reloading"):
-        cli.main(["export", str(source), "format=packed"])
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_grids_go_along_into_plain_and_sparse_copies(tmp_path):
-    source = quantized_phase(tmp_path)
-    weight = "bert.embeddings.word_embeddings.weight"
-    for form in ("dense", "sparse"):
-        model = load(source / "model", "classification")
-        model.get_parameter(weight).data.zero_()  # zeros enough for a sparse copy
-        save_model(source / "model", model, None)
-        zeros = OnGrid(Grid(3, torch.ones(1, 1), torch.ones(1, 1)), Granularity("tensor"))
-        write_grids(source / "model", {weight: zeros})
-        assert cli.main(["export", str(source), f"format={form}"]) == 0
-        assert list(read_grids(source / form)) == [weight]
-        pack(source / form, tmp_path / f"packed-{form}")
-        assert not load(tmp_path / f"packed-{form}").get_submodule(weight.removesuffix(".weight")).weight.any()
 
 
 @pytest.mark.parametrize("sparse", [False, True])

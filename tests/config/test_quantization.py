@@ -1,5 +1,7 @@
 """What can't be quantized as a config wants it is refused before anything runs, with the key and a fix."""
 
+import importlib.util
+
 import pytest
 
 from distill_system.config.check import check
@@ -143,6 +145,14 @@ def test_export_needs_a_quantized_model():
     found = problems("export=packed", base=["experiment=demo_quick", "run.name=x"])
     assert "leaves no quantized model" in found["export.format"]
     assert problems("export=onnx", base=["experiment=demo_quick", "run.name=x"]) == {}
+
+
+def test_export_needs_packages(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "torchao" else find(name, *more)
+    )
+    assert "needs torchao; install" in problems("export=torchao")["export.format"]
 
 
 def test_a_packed_folder_is_not_trained(tmp_path):

@@ -12,7 +12,7 @@ EVERY = bool(os.environ.get("DISTILL_TEST_EVERY_KIND"))  # 20 minutes; by defaul
 CORE = ("weights", "pattern", "movement", "learned", "blocks", "neurons", "heads", "layers", "gate_neurons")
 MORE = ("layerwise", "soft", "taylor", "random", "entropy", "taylor_neurons", "rule", "rewind", "gate")
 KINDS = (*CORE, *MORE) if EVERY else CORE
-ELSEWHERE = KINDS if EVERY else ("movement", "neurons", "layers", "gate_neurons")  # on 1 and 4 ranks
+ELSEWHERE = KINDS if EVERY else ("movement", "layers", "gate_neurons")  # on 1 and 4 ranks
 ROLLED_BACK = [kind for kind in KINDS if kind.startswith("gate")]
 TIMEOUT_S = 1500 if EVERY else 280
 
