@@ -149,11 +149,11 @@ def from_pretrained(folder: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(str(folder))
 
 
-def resident_of(folder: str) -> dict[str, int]:
+def resident_of(folder: str, small: str) -> dict[str, int]:
     """In a fresh process: what a model adds to it when it was loaded and has run, and the bytes of its tensors."""
     torch.set_num_threads(1)
     inputs = {name: value for name, value in batch(1).items() if name in TEXT}
-    tiny = encoder(True)[0].eval()  # libraries, allocators and thread pools are there before the model
+    tiny = load(small)  # libraries, allocators and thread pools are there before the model
     with torch.inference_mode():
         tiny(**inputs)
     gc.collect()
@@ -181,9 +181,11 @@ def models(quick: bool) -> Figures:
         )
         figures["load_packed"] = figure(1000 * mine, 1000 * peer, None, "ms of CPU")
         folders(root / "bytes", quick, words=None)
+        folders(root / "small", True, words=None)
         told = {}
         for name in ("packed", "fp32"):
-            code = f"import json; from benchmarks.inference import resident_of; print(json.dumps(resident_of({str(root / 'bytes' / name)!r})))"
+            both = (str(root / size / name) for size in ("bytes", "small"))
+            code = f"import json; from benchmarks.inference import resident_of; print(json.dumps(resident_of{tuple(both)}))"
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             told[name] = json.loads(done.stdout.splitlines()[-1])
         mine, peer, least = told["packed"]["resident"], told["fp32"]["resident"], told["packed"]["tensors"]
