@@ -12,18 +12,29 @@ torchao             an 8-bit linear of 1024 by torchao's weight-only int8, again
 latency_model       a MiniLM-shaped BERT, three values a weight and 4-bit embeddings, one row of 64 tokens, against the fp32 one. latency_model_32: 32 rows.
 resident_packed     what loading and running that model adds to a process, against fp32; both with a vocabulary of bytes, whose embeddings hardly count (of large
                     ones only those rows come into memory that are looked up: the plain file is mapped). Goal: <= 0.20. Floor: the bytes of the packed model.
-load_packed         loading the packed folder, against plain `from_pretrained` of the fp32 one. Goal: <= 1.
+load_packed         loading the packed folder, with its checksums, against plain `from_pretrained` of the fp32 one, which only maps its file. Goal: <= 1.
+                    load_packed_first: loading and a first row, for which the plain file does come in.
 
-Time is CPU time of a single thread, medians of interleaved rounds; their ratio is the median of the rounds' ratios. Memory is VmRSS after a run, of a fresh process.
+Time is CPU time of a single thread (of loading: of the process, because the library loads in threads of its own), medians of interleaved rounds; their ratio is the median of the rounds' ratios. Memory is VmRSS after a run, of a fresh process.
 Not measured: GPUs, several threads, runtimes other than PyTorch.
 """
 
-from benchmarks.common import Figures, arguments, figure, machine, one_thread, resident, write_figures
+from benchmarks.common import (
+    Figures,
+    arguments,
+    figure,
+    interleaved,
+    machine,
+    one_thread,
+    resident,
+    write_figures,
+)
 
 one_thread()
 
 import gc
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -176,10 +187,7 @@ def models(quick: bool) -> Figures:
             repeats, rounds = (1, 1) if quick else (5, 15) if rows == 1 else (1, 7)
             mine, peer = against(lambda x=inputs: ours(**x), lambda x=inputs: dense(**x), repeats, rounds)
             figures[f"latency_model{suffix}"] = figure(1000 * mine, 1000 * peer, None, f"ms of CPU, {rows} rows")
-        mine, peer = against(
-            lambda: load(root / "packed"), lambda: from_pretrained(root / "fp32"), 1, 1 if quick else 15
-        )
-        figures["load_packed"] = figure(1000 * mine, 1000 * peer, None, "ms of CPU")
+        figures |= loads(root, quick)
         folders(root / "bytes", quick, words=None)
         folders(root / "small", True, words=None)
         told = {}
@@ -190,6 +198,29 @@ def models(quick: bool) -> Figures:
             told[name] = json.loads(done.stdout.splitlines()[-1])
         mine, peer, least = told["packed"]["resident"], told["fp32"]["resident"], told["packed"]["tensors"]
         figures["resident_packed"] = figure(mine / 1e6, peer / 1e6, least / 1e6, "MB")
+    return figures
+
+
+def loads(root: Path, quick: bool) -> Figures:
+    inputs = {name: value for name, value in batch(1).items() if name in TEXT}
+    arms = {"ours": lambda: load(root / "packed"), "peer": lambda: from_pretrained(root / "fp32")}
+
+    def seconds_of(make: Any, first: bool) -> float:
+        began = time.process_time()
+        model = make()
+        if first:
+            with torch.inference_mode():
+                model(**inputs)
+        return time.process_time() - began
+
+    figures: Figures = {}
+    for suffix, first in (("", False), ("_first", True)):
+        timed = {name: lambda make=make, first=first: seconds_of(make, first) for name, make in arms.items()}
+        interleaved(timed, 1)
+        seconds = interleaved(timed, 1 if quick else 21)
+        ratio = statistics.median(a / b for a, b in zip(seconds["ours"], seconds["peer"], strict=True))
+        peer = 1000 * statistics.median(seconds["peer"])
+        figures[f"load_packed{suffix}"] = figure(ratio * peer, peer, None, "ms of CPU")
     return figures
 
 
