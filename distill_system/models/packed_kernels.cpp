@@ -109,12 +109,28 @@ Halves thirds(Halves fraction) {
 #endif
 }
 
-float total(Floats sums) {
-    float part[LANES];
+typedef float Four __attribute__((vector_size(16)));
+typedef int32_t Places __attribute__((vector_size(16)));
+
+Four fold(Floats sums) {
+    Four part[LANES / 4];
     std::memcpy(part, &sums, sizeof part);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) part[i] += part[i + half];
+    for (int count = LANES / 4; count > 1; count /= 2)
+        for (int i = 0; i < count / 2; i++) part[i] += part[i + count / 2];
     return part[0];
+}
+
+#if defined(__clang__)
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, Places{__VA_ARGS__})
+#endif
+
+// The sums of the lanes of four vectors.
+Four totals(const Floats (&sums)[4]) {
+    const Four a = fold(sums[0]), b = fold(sums[1]), c = fold(sums[2]), d = fold(sums[3]);
+    const Four ab = PICK(a, b, 0, 4, 1, 5) + PICK(a, b, 2, 6, 3, 7), cd = PICK(c, d, 0, 4, 1, 5) + PICK(c, d, 2, 6, 3, 7);
+    return PICK(ab, cd, 0, 1, 4, 5) + PICK(ab, cd, 2, 3, 6, 7);
 }
 
 }  // namespace
@@ -237,9 +253,9 @@ struct Shape {
 
 // ROWS outputs of N rows of x.
 template <class Codes, class Values, Sharing SHARING, int N>
-void fused(const Matrix& m, const Shape<Codes, SHARING>& shape, const Output* output, const float* x, float* sums) {
+void fused(const Matrix& m, const Shape<Codes, SHARING>& shape, const Output* output, const float* x, Four* sums) {
     constexpr int COPIES = Shape<Codes, SHARING>::COPIES;
-    Floats sum[ROWS][N] = {};
+    Floats sum[N][ROWS] = {};
     Values values[ROWS];
     for (int r = 0; r < ROWS; r++) values[r].template set<Codes>(m, output[r].grid);
     for (int64_t b = 0; b < shape.blocks; b++) {
@@ -250,7 +266,7 @@ void fused(const Matrix& m, const Shape<Codes, SHARING>& shape, const Output* ou
             if (SHARING == GROUP && m.zero_step)
                 values[r].zeros(look_up(load<Floats>(output[r].zero + shape.first[b]), shape.lane[0][b]));
             for (int n = 0; n < N; n++)
-                for (int copy = 0; copy < COPIES; copy++) part[r][n][copy] = SHARING == ROW ? sum[r][n] : Floats{};
+                for (int copy = 0; copy < COPIES; copy++) part[r][n][copy] = SHARING == ROW ? sum[n][r] : Floats{};
         }
         for (int64_t turn = 0; turn < Codes::CODES; turn += 2, x += 2 * LANES)
             for (int r = 0; r < ROWS; r++) {
@@ -266,18 +282,19 @@ void fused(const Matrix& m, const Shape<Codes, SHARING>& shape, const Output* ou
             }
         for (int r = 0; r < ROWS; r++) {
             if (SHARING == ROW) {
-                for (int n = 0; n < N; n++) sum[r][n] = part[r][n][0];
+                for (int n = 0; n < N; n++) sum[n][r] = part[r][n][0];
                 continue;
             }
             const Floats scales = load<Floats>(output[r].scale + shape.first[b]);
             for (int copy = 0; copy < COPIES; copy++) {
                 const Floats scale = look_up(scales, shape.lane[copy][b]);
-                for (int n = 0; n < N; n++) sum[r][n] += part[r][n][copy] * scale;
+                for (int n = 0; n < N; n++) sum[n][r] += part[r][n][copy] * scale;
             }
         }
     }
-    for (int r = 0; r < ROWS; r++)
-        for (int n = 0; n < N; n++) sums[n * ROWS + r] = total(sum[r][n]) * (SHARING != ROW || m.levels ? 1.0f : *output[r].scale);
+    Four scale = Four{} + 1.0f;
+    for (int r = 0; r < ROWS && SHARING == ROW && !m.levels; r++) scale[r] = *output[r].scale;
+    for (int n = 0; n < N; n++) sums[n] = totals(sum[n]) * scale;
 }
 
 // work(first, last) for all outputs; where rows are taken together, the same ones are, however many threads there are.
@@ -293,13 +310,17 @@ void in_parallel(int64_t outputs, int64_t threads, const Work& work) {
 // y of ROWS outputs from `o` on (those that there are), by calls of one<N>(row of x, sums) for a few rows of x.
 template <int AT_MOST, class One>
 void all_rows(const One& one, int64_t count, int64_t o, int64_t last, const float* bias, float* y, int64_t outputs) {
+    const int64_t there = std::min<int64_t>(ROWS, last - o);
+    Four added = {};
+    if (bias) std::memcpy(&added, bias + o, 4 * there);
     for (int64_t n = 0; n < count;) {
-        float sums[AT_MOST * ROWS];
+        Four sums[AT_MOST];
         const int step = std::min(AT_MOST, count - n >= 4 ? 4 : count - n >= 2 ? 2 : 1);
         one(n, step, sums);
-        for (int i = 0; i < step; i++)
-            for (int r = 0; r < ROWS && o + r < last; r++)
-                y[(n + i) * outputs + o + r] = sums[i * ROWS + r] + (bias ? bias[o + r] : 0.0f);
+        for (int i = 0; i < step; i++) {
+            const Four found = sums[i] + added;
+            std::memcpy(y + (n + i) * outputs + o, &found, 4 * there);
+        }
         n += step;
     }
 }
@@ -309,8 +330,9 @@ void fused_linear(const Matrix& m, const float* x, int64_t count, const float* b
     constexpr int AT_MOST = SHARING == PAIR ? 2 : 4;  // rows of x at a time: as many as there are registers for
     const Shape<Codes, SHARING> shape(m);
     const int64_t line = shape.COPIES * shape.line;
-    std::vector<float> arranged(count * line);
-    for (int64_t n = 0; n < count; n++) shape.arrange(m, x + n * m.inputs, arranged.data() + n * line);
+    std::vector<Floats> room(count * line / LANES);  // of vectors, so that none of them lies across two lines of the cache
+    float* arranged = (float*)room.data();
+    for (int64_t n = 0; n < count; n++) shape.arrange(m, x + n * m.inputs, arranged + n * line);
     in_parallel(m.outputs, threads, [&](int64_t first, int64_t last) {
         const int64_t whole = shape.blocks * shape.BLOCK, grids = m.groups + LANES;
         std::vector<uint8_t> bytes(ROWS * whole);
@@ -331,10 +353,10 @@ void fused_linear(const Matrix& m, const float* x, int64_t count, const float* b
                     if (m.zero_step) output[r].zero = (float*)std::memcpy(own + grids, output[r].zero, 4 * m.groups);
                 }
             }
-            const auto one = [&](int64_t n, int step, float* sums) {
+            const auto one = [&](int64_t n, int step, Four* sums) {
                 auto call = step == 1 ? fused<Codes, Values, SHARING, 1> : fused<Codes, Values, SHARING, 2>;
                 if (step > 2) call = fused<Codes, Values, SHARING, AT_MOST>;
-                call(m, shape, output, arranged.data() + n * line, sums);
+                call(m, shape, output, arranged + n * line, sums);
             };
             all_rows<AT_MOST>(one, count, o, last, bias, y, m.outputs);
         }
@@ -404,18 +426,17 @@ struct Buffer {
 };
 
 template <int N>
-void products(const float* weight, int64_t line, const float* x, int64_t inputs, float* sums) {
-    Floats sum[ROWS][N] = {};
+void products(const float* weight, int64_t line, const float* x, int64_t inputs, Four* sums) {
+    Floats sum[N][ROWS] = {};
     int64_t i = 0;
     for (; i + LANES <= inputs; i += LANES)
         for (int r = 0; r < ROWS; r++)
-            for (int n = 0; n < N; n++) sum[r][n] += load<Floats>(weight + r * line + i) * load<Floats>(x + n * inputs + i);
-    for (int r = 0; r < ROWS; r++)
-        for (int n = 0; n < N; n++) {
-            float found = total(sum[r][n]);
-            for (int64_t j = i; j < inputs; j++) found += weight[r * line + j] * x[n * inputs + j];
-            sums[n * ROWS + r] = found;
-        }
+            for (int n = 0; n < N; n++) sum[n][r] += load<Floats>(weight + r * line + i) * load<Floats>(x + n * inputs + i);
+    for (int n = 0; n < N; n++) {
+        sums[n] = totals(sum[n]);
+        for (int r = 0; r < ROWS; r++)
+            for (int64_t j = i; j < inputs; j++) sums[n][r] += weight[r * line + j] * x[n * inputs + j];
+    }
 }
 
 void decoded_linear(const Matrix& m, const float* x, int64_t count, const float* bias, float* y, int64_t threads) {
@@ -423,7 +444,7 @@ void decoded_linear(const Matrix& m, const float* x, int64_t count, const float*
         Buffer buffer(m);
         for (int64_t o = first; o < last; o += ROWS) {
             for (int r = 0; r < ROWS; r++) buffer.decode(m, std::min(o + r, last - 1), r);
-            const auto one = [&](int64_t n, int step, float* sums) {
+            const auto one = [&](int64_t n, int step, Four* sums) {
                 const auto call = step == 4 ? products<4> : step == 2 ? products<2> : products<1>;
                 call(buffer.rows.data(), buffer.line, x + n * m.inputs, m.inputs, sums);
             };
@@ -463,8 +484,12 @@ extern "C" {
 
 // y [count, outputs] of x [count, inputs]; bias [outputs] or null.
 void linear(const Matrix* m, const float* x, int64_t count, const float* bias, float* y, int64_t threads) {
-    way(*m)(*m, x, count, bias, y, threads);
+    constexpr int64_t AT_ONCE = 64;  // rows of x that stay in a cache while all weights go by
+    for (int64_t n = 0; n < count; n += AT_ONCE)
+        way(*m)(*m, x + n * m->inputs, std::min(AT_ONCE, count - n), bias, y + n * m->outputs, threads);
 }
+
+int64_t lanes() { return LANES; }
 
 // Weights of outputs [first, last): [last - first, inputs].
 void decode(const Matrix* m, int64_t first, int64_t last, float* into, int64_t threads) {

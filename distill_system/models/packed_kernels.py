@@ -1,7 +1,8 @@
 """Products with packed weights on a CPU, by compiled code (packed_kernels.cpp) that decodes them on the way into registers.
 
-One row of an input against a matrix is bound by how many bytes of weights come in: packed ones are 1/4 (8 bits) to 1/32 (1 bit) of float32's. Up to `FEW`
-rows are multiplied so; of more, where arithmetic is the bound, a tile of weights is decoded and multiplied by torch.
+One row of an input against a matrix is bound by how many bytes of weights come in: packed ones are 1/4 (8 bits) to 1/32 (1 bit) of float32's. With many
+rows arithmetic is the bound: with vectors of 16 numbers (AVX-512) the code is still ahead, with shorter ones a tile of weights is decoded for more than
+`FEW` rows, and torch multiplies.
 
 The code is compiled on first use, by the compiler that torch's extensions are built with, for this machine's instructions, and kept in the cache
 (`DISTILL_CACHE`) under a digest of all that it hangs on. Without a compiler, or where its products differ from `Grid.decode`'s, there are no kernels: one
@@ -43,7 +44,8 @@ COMMON = ("-O3", "-std=c++17", "-fPIC", "-w")
 # Tried one after the other. OpenMP is compiled in but not linked: torch brings the one that both are to share.
 FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
 PATIENCE_S = 180  # for the compiler
-FEW = 32  # rows of an input that are multiplied without decoding a tile first
+FEW = 32  # rows of an input that are multiplied without decoding a tile first, where vectors are shorter than `WIDE`
+WIDE = 16
 TILE = 2**18  # weights that are decoded at the same time, where there are more
 GRAIN = 2**16  # multiplications that are worth another thread
 
@@ -116,6 +118,7 @@ class Kernel:
         in_row = inputs // granularity.size if granularity.kind == "group" else 1
         _check(packed_OB, inputs, count, grid, groups)
         self.inputs, self.outputs, self.library = inputs, outputs, library
+        self.wide = library.lanes() >= WIDE
         # Held, because the layout only points at them.
         self.tensors = {"packed": packed_OB.contiguous()} | {k: t.contiguous() for k, t in grid.tensors().items()}
         step = {"tensor": 0, "row": 1, "group": in_row}[granularity.kind]
@@ -134,7 +137,7 @@ class Kernel:
             )
         x_NI = x_XI.detach().reshape(-1, self.inputs).contiguous()
         rows = len(x_NI)
-        if rows > FEW or not rows or not self.outputs or not self.inputs:
+        if (rows > FEW and not self.wide) or not rows or not self.outputs or not self.inputs:
             return self._by_tiles(x_NI, bias_O).view(*x_XI.shape[:-1], self.outputs)
         y_XO = x_NI.new_empty(*x_XI.shape[:-1], self.outputs)
         bias_O = None if bias_O is None else bias_O.contiguous()
@@ -193,6 +196,7 @@ def _library() -> ctypes.CDLL | None:
                 kinds = {"n": ctypes.c_int64}
                 getattr(library, function).argtypes = [kinds.get(kind, ctypes.c_void_p) for kind in takes]
                 getattr(library, function).restype = None
+            library.lanes.restype = ctypes.c_int64
             _prove(library)
             return library
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:

@@ -55,10 +55,11 @@ def test_values_to_the_bit_and_sums_against_float64(count, kind):
     assert torch.equal(product.decode(0, 37), weight_OI)
     assert torch.equal(product.decode(5, 9), weight_OI[5:9])
     bias_O = torch.randn(37)
-    for rows in (1, 3, FEW, FEW + 1, 50):
+    for rows in (1, 3, FEW, FEW + 1, 150):
         x_NI = torch.randn(rows, 132)
-        close(product(x_NI, bias_O), x_NI, weight_OI, bias_O)
-        close(product(x_NI), x_NI, weight_OI)
+        for product.wide in (True, False):  # as if vectors were long, and short
+            close(product(x_NI, bias_O), x_NI, weight_OI, bias_O)
+            close(product(x_NI), x_NI, weight_OI)
 
 
 @pytest.mark.parametrize("count", [2, 3])
