@@ -8,6 +8,7 @@ import argparse
 import gc
 import os
 import statistics
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,22 @@ def arguments(doc: str | None, argv: list[str] | None = None, **options: dict[st
     for name, keywords in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
     return parser.parse_args(argv)
+
+
+def run_parts(doc: str | None, parts: Mapping[str, Callable[[bool], Figures]], argv: list[str] | None = None) -> None:
+    """A benchmark that measures in parts, of which `--only` chooses some: each is told whether to be quick, and gives its figures."""
+    import torch  # only here: benchmarks first say how many threads there are
+
+    only = {"nargs": "+", "choices": list(parts), "default": list(parts), "metavar": "PART", "help": ", ".join(parts)}
+    chosen = arguments(doc, argv, only=only)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    figures: Figures = {}
+    for name in chosen.only:
+        figures |= parts[name](chosen.quick)
+    print(machine())
+    write_figures(chosen.json, figures)
 
 
 def figure(ours: float, peer: float | None, floor: float | None, unit: str) -> dict[str, Any]:

@@ -21,13 +21,11 @@ Not measured: GPUs, several threads, runtimes other than PyTorch.
 
 from benchmarks.common import (
     Figures,
-    arguments,
     figure,
     interleaved,
-    machine,
     one_thread,
     resident,
-    write_figures,
+    run_parts,
 )
 
 one_thread()
@@ -39,7 +37,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -228,18 +225,7 @@ PARTS = {"linears": linears, "torchao": torchao, "models": models}
 
 
 def main(argv: list[str] | None = None) -> None:
-    only = {"nargs": "+", "choices": list(PARTS), "default": list(PARTS), "metavar": "PART", "help": ", ".join(PARTS)}
-    chosen = arguments(__doc__, argv, only=only)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    figures: Figures = {}
-    for name in chosen.only:
-        began = time.time()
-        figures |= PARTS[name](chosen.quick)
-        print(f"{name}: {time.time() - began:.0f} s")
-    print(machine())
-    write_figures(chosen.json, figures)
+    run_parts(__doc__, PARTS, argv)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ Numbers are CPU time of a single thread, medians of interleaved rounds; their ra
 fast and in how much memory, is in benchmarks.inference; what is left of accuracy in docs/evidence.md.
 """
 
-from benchmarks.common import Figures, arguments, figure, interleaved, machine, one_thread, write_figures
+from benchmarks.common import Figures, figure, interleaved, one_thread, run_parts
 
 one_thread()
 
 import statistics
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -154,16 +153,7 @@ PARTS = {"steps": steps, "files": files}
 
 
 def main(argv: list[str] | None = None) -> None:
-    only = {"nargs": "+", "choices": list(PARTS), "default": list(PARTS), "metavar": "PART", "help": ", ".join(PARTS)}
-    chosen = arguments(__doc__, argv, only=only)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    figures: Figures = {}
-    for name in chosen.only:
-        figures |= PARTS[name](chosen.quick)
-    print(machine())
-    write_figures(chosen.json, figures)
+    run_parts(__doc__, PARTS, argv)
 
 
 if __name__ == "__main__":

@@ -95,3 +95,22 @@ class Targets:
             else (self.weight * self.valid).sum(1) / self.valid.sum(1).clamp(min=1)
         )
         return (loss_B * weight_B.to(loss_B.dtype)).sum()
+
+
+def real_inputs(x: Tensor, keep: Tensor) -> Tensor | None:
+    """A module's inputs at real tokens, `[N, I]`.
+
+    Args:
+        x: `[B, T, I]`, `[B * T, I]`, or `[B, I]` (one vector a row).
+        keep: bool `[B, T]`, or `[B]` or `[B, 1]` of whole rows.
+
+    Returns:
+        None where `keep` says nothing of inputs of this shape.
+    """
+    x_XI = x.reshape(-1, x.shape[-1])
+    if keep.numel() == len(x_XI):
+        return x_XI[keep.reshape(-1).to(x.device)]
+    if len(keep) == len(x) and (keep.numel() == len(keep) or x.dim() == 2):
+        rows_B = keep.reshape(len(keep), -1).any(dim=1).to(x.device)
+        return x[rows_B].reshape(-1, x.shape[-1])
+    return None

@@ -24,13 +24,10 @@ Numbers are CPU time of a single thread, medians of interleaved rounds; their ra
 runtimes other than PyTorch, what is left of accuracy (docs/evidence.md).
 """
 
-from benchmarks.common import Figures, arguments, machine, one_thread, write_figures
+from benchmarks.common import one_thread, run_parts
 
 one_thread()
 
-import warnings
-
-import torch
 
 from benchmarks.pruning import memory, peer, results, steps
 
@@ -45,16 +42,7 @@ PARTS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    only = {"nargs": "+", "choices": list(PARTS), "default": list(PARTS), "metavar": "PART", "help": ", ".join(PARTS)}
-    chosen = arguments(__doc__, argv, only=only)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    figures: Figures = {}
-    for name in chosen.only:
-        figures |= PARTS[name](chosen.quick)
-    print(machine())
-    write_figures(chosen.json, figures)
+    run_parts(__doc__, PARTS, argv)
 
 
 if __name__ == "__main__":

@@ -120,9 +120,12 @@ class Quantized:
         batches = calibration_batches(context, stores, calibration, pad_id)
 
         def show(engine: Engine) -> None:
+            assert self.activations is not None
             with torch.no_grad(), evaluation_mode([engine.objective]):
                 for batch in batches():
+                    self.activations.rows_B = batch["valid"]
                     engine.evaluate(batch, STUDENT)
+            self.activations.rows_B = None
 
         return Quantizing(
             self.model,

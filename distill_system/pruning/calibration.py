@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distill_system import distributed
+from distill_system.signals import real_inputs
 
 
 class Watcher:
@@ -85,9 +86,18 @@ class Watcher:
         def look(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             x = (arguments or tuple(named.values()))[0].detach()
             with torch.no_grad():
-                self.see(name, _real(name, x, self.keep_BT), self.seen[name])
+                self.see(name, self._real(name, x), self.seen[name])
 
         return look
+
+    def _real(self, name: str, x: Tensor) -> Tensor:
+        found = x.reshape(-1, x.shape[-1]) if self.keep_BT is None else real_inputs(x, self.keep_BT)
+        if found is None:
+            assert self.keep_BT is not None
+            raise ValueError(
+                f"{name} takes {list(x.shape)}, which real tokens {list(self.keep_BT.shape)} say nothing of"
+            )
+        return found
 
     def end(self, number: int) -> None:
         """Puts together what all ranks saw in a pass.
@@ -105,19 +115,6 @@ class Watcher:
         wild = [name for name, kept in self.seen.items() if not bool(kept.isfinite().all())]
         if wild:
             raise ValueError(f"what goes into {wild[0]} isn't finite on the calibration rows")
-
-
-def _real(name: str, x: Tensor, keep: Tensor | None) -> Tensor:
-    """`[N, I]`: the inputs at real tokens, of `[B, T, I]`, of `[B * T, I]`, or of `[B, I]` (one vector a row)."""
-    x_XI = x.reshape(-1, x.shape[-1])
-    if keep is None:
-        return x_XI
-    if keep.numel() == len(x_XI):
-        return x_XI[keep.reshape(-1).to(x.device)]
-    if len(keep) == len(x) and (keep.numel() == len(keep) or x.dim() == 2):
-        rows_B = keep.reshape(len(keep), -1).any(dim=1).to(x.device)
-        return x[rows_B].reshape(-1, x.shape[-1])
-    raise ValueError(f"{name} takes {list(x.shape)}, which real tokens {list(keep.shape)} say nothing of")
 
 
 def _features(module: nn.Module) -> int:

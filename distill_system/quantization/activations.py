@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill_system.models.input_steps import limits, quantized_input
+from distill_system.signals import real_inputs
 
 STEP = "input_step"  # beside the weight: a parameter where it is learned, else a buffer
 DECAY = 0.9  # of the running range
@@ -53,6 +54,20 @@ class Activations:
     def __init__(self, bits: int, *, learned: bool, scale_lr: float = 1.0) -> None:
         self.bits, self.learned, self.scale_lr = bits, learned, scale_lr
         self.watching = False  # the inputs are only looked at, and pass as they are
+        self.rows_B: Tensor | None = None  # bool: rows of the next forward that aren't filler; None: all
+        self._keep_BT: Tensor | None = None  # real tokens of the present forward
+
+    def follow(self, model: nn.Module) -> None:
+        """Learns from each forward of the model which tokens are real: how far rows are padded hangs on which rows a rank has, and must change no step."""
+
+        def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            mask_BT = named.get("attention_mask")
+            keep = None if mask_BT is None or mask_BT.dim() != 2 else mask_BT.bool()
+            if self.rows_B is not None:
+                keep = self.rows_B[:, None] if keep is None else keep & self.rows_B[:, None]
+            self._keep_BT = keep
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
 
     def prepare(self, module: nn.Module) -> None:
         step_1 = torch.ones(1)
@@ -72,9 +87,12 @@ class Activations:
         return cast(Tensor, InputRounding.apply(x_X, module.input_step, self.bits))
 
     def _look(self, module: Any, x_X: Tensor) -> None:
-        """Keeps [largest |x|, sum of |x|, number]."""
-        size_X = x_X.float().abs()
-        told = torch.stack([size_X.max(), size_X.sum(), size_X.new_tensor(float(x_X.numel()))])
+        """Keeps [largest |x|, sum of |x|, number] of real tokens; of all, where they can't be told (an expert's share of the tokens)."""
+        real = None if self._keep_BT is None else real_inputs(x_X, self._keep_BT)
+        size_X = (x_X if real is None else real).float().abs()
+        if not size_X.numel():
+            return
+        told = torch.stack([size_X.max(), size_X.sum(), size_X.new_tensor(float(size_X.numel()))])
         before = module.seen
         module.seen = (
             told if before is None else torch.cat([torch.maximum(before[:1], told[:1]), before[1:] + told[1:]])

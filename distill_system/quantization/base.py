@@ -90,12 +90,6 @@ class Quantizer(Protocol):
         """What a gradient of the quantized weights means for the weights `[G, N]`, and for each tensor of `trained`."""
 
 
-def decoded(quantizer: Quantizer, weight_GN: Tensor, given: Given, moment: Moment, draw: Draw) -> Tensor:
-    """`quantize` for quantizers that know no shorter way."""
-    code_GN, grid = quantizer.encode(weight_GN, given, moment, draw)
-    return grid.decode(code_GN)
-
-
 def mean_magnitude(weight_GN: Tensor) -> Tensor:
     """Mean of |w| `[G, 1]` over the weights that aren't zero: what was pruned doesn't count. 0 for a group of zeros."""
     count_G1 = weight_GN.sign().abs_().sum(1, keepdim=True).clamp_(min=1)

@@ -1,7 +1,5 @@
 """Which matrices of a model are quantized: the linears of its body unless patterns say otherwise, and its embeddings by a setting of their own."""
 
-import difflib
-import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from distill_system.errors import Problem, Refusal
 from distill_system.models.anatomy import UnknownAnatomy
 from distill_system.models.parts import input_axis, is_matrix, matrices, stored_shape
+from distill_system.patterns import idle_patterns, matches
 from distill_system.quantization.base import Moment, Quantizer
 from distill_system.quantization.swap import Site, swap
 
@@ -69,28 +68,19 @@ def targets_of(
             ) from error
     tables = [(f"{name}.weight", name) for name, module in modules.items() if isinstance(module, nn.Embedding)]
     names = [weight for weight, _ in candidates] + ([weight for weight, _ in tables] if embeddings else [])
-    problems = [
-        Problem(
-            f"{key}.{setting}[{place}]",
-            f"is '{pattern}', which matches none of {len(names)} matrices{_close(pattern, names)}",
-        )
-        for setting, patterns in (("include", include), ("exclude", exclude))
-        for place, pattern in enumerate(patterns)
-        if not any(fnmatch.fnmatch(name, pattern) for name in names)
-    ]
-    if problems:
+    if problems := idle_patterns(names, include, exclude, key):
         raise Refusal(problems)
     found = [
         Target(weight, name, "linear", stored_shape(modules[name]), input_axis(modules[name]), quantizer)
         for weight, name in candidates
-        if _any(weight, include or ["*"]) and not _any(weight, exclude)
+        if matches(weight, include or ["*"]) and not matches(weight, exclude)
     ]
     if not found:
         raise Refusal([Problem(f"{key}.include", "and exclude together leave nothing to quantize")])
     if embeddings is not None:
         for weight, name in tables:
             table = cast(nn.Embedding, modules[name])
-            if not _any(weight, exclude):
+            if not matches(weight, exclude):
                 shape = (table.num_embeddings, table.embedding_dim)
                 found.append(Target(weight, name, "embedding", shape, 1, embeddings, tuple(_sharers(model, name))))
     _check_groups(found, key)
@@ -111,6 +101,8 @@ def _check_groups(found: Sequence[Target], key: str) -> None:
 
 def prepare(model: nn.Module, targets: Sequence[Target], moment: Moment, activations: Any = None) -> None:
     """Swaps the modules of `targets`; linears quantize their inputs too where there are `activations`."""
+    if activations is not None:
+        activations.follow(model)
     for number, target in enumerate(targets):
         module = model.get_submodule(target.module)
         inputs = activations if target.kind == "linear" else None
@@ -130,12 +122,3 @@ def _sharers(model: nn.Module, name: str) -> Iterator[str]:
 def _is_tied(model: nn.Module, name: str) -> bool:
     weight = model.get_submodule(name).weight
     return sum(parameter is weight for _, parameter in model.named_parameters(remove_duplicate=False)) > 1
-
-
-def _any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def _close(pattern: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(pattern.strip("*"), names, n=1, cutoff=0.75)
-    return f" (did you mean '{close[0]}'?)" if close else f" (such as {names[0]})" if names else ""

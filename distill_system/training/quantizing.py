@@ -21,14 +21,14 @@ from distill_system.quantization.swap import quantized_modules
 from distill_system.settings import Mixing
 from distill_system.training.engine import MOMENTS, WEIGHT, Engine, Piece, own_run
 from distill_system.training.modifier import Change
+from distill_system.training.scoring import local
 
 CURVATURE = MOMENTS[1]
-ALPHA = "weight_alpha"
 
 
 @dataclass(frozen=True)
 class _Run:
-    """This rank's part of one weight."""
+    """This rank's part of one weight, as the forward sees it."""
 
     module: Any
     offset: int
@@ -186,8 +186,11 @@ class Quantizing:
             if piece.part == WEIGHT:
                 weights[piece.name] = own
             elif own.values.numel():
-                weight = weights[piece.name]
-                yield _Run(self.fitted[piece.name], own.offset, weight.values, own.values)
+                module, weight_n = self.fitted[piece.name], weights[piece.name].values
+                mask = module._parameters.get("weight_mask")
+                if mask is not None:  # the optimizer's weights below it are no zeros
+                    weight_n = weight_n * local(mask, own.offset, weight_n.numel())
+                yield _Run(module, own.offset, weight_n, own.values)
 
     @staticmethod
     def _add(sums: Tensor, run: _Run) -> None:

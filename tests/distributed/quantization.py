@@ -1,6 +1,5 @@
 """What the ranks of test_quantization.py do: every quantizer under several strategies, stopped, resumed and compared. Phases run whole."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from distill_system.quantization.kbit import Kbit
 from distill_system.quantization.loss_aware import LossAware
 from distill_system.quantization.ternary import BernoulliTernary, TernaryConnect
 from distill_system.quantization.trained_ternary import TrainedTernary
-from tests.distributed.methods import quick_latency
+from tests.distributed.resumes import straight_and_on_from_elsewhere, straight_and_stopped
 from tests.distributed.strategies import STUDENT, Work
 
 STEPS, STOP = 6, 4
@@ -117,44 +116,8 @@ def codes(folder: Path) -> dict[str, Any]:
 
 
 def first(folder: Path, chosen: list[str], every: bool) -> dict[str, Any]:
-    """Two ranks: each kind straight (under `every` strategy, or ddp and one other), and stopped and resumed."""
-    quick_latency()
-    work = Quantization(folder)
-    if distributed.is_main():
-        work.prepare()
-    distributed.barrier()
-    found: dict[str, Any] = {"straight": {}, "resumed": {}}
-    for number, kind in enumerate(chosen):
-        for strategy in strategies(number, every):
-            found["straight"][f"{kind}-{strategy}"] = work.run(kind, f"{kind}-{strategy}", strategy=strategy)
-    for number, kind in enumerate(chosen):
-        for strategy in strategies(number, every) if every else strategies(number, every)[-1:]:
-            name = f"stopped-{kind}-{strategy}"
-            stopped = work.run(kind, name, stop_at=STOP, strategy=strategy)
-            if distributed.is_main() and strategy == strategies(number, every)[-1]:
-                shutil.copytree(folder / name, folder / f"stopped-{kind}-elsewhere")
-            distributed.barrier()
-            found["resumed"][f"{kind}-{strategy}"] = [stopped, work.run(kind, name, strategy=strategy)]
-    return found
-
-
-def strategies(number: int, every: bool) -> tuple[str, ...]:
-    """Those that a kind, by its number, is trained under."""
-    return ("ddp", "zero1", "zero2", "zero3") if every else ("ddp", ("zero3", "zero2")[number % 2])
+    return straight_and_stopped(Quantization, folder, chosen, every, STOP)
 
 
 def again(folder: Path, chosen: list[str]) -> dict[str, Any]:
-    """Another number of ranks: each kind straight, and on from what two ranks left under another strategy."""
-    quick_latency()
-    work = Quantization(folder)
-    world = distributed.world()
-    strategy = {1: "zero1", 4: "zero3"}[world]
-    found: dict[str, Any] = {"straight": {}, "resumed": {}}
-    for kind in chosen:
-        found["straight"][kind] = work.run(kind, f"{kind}-{strategy}-{world}", strategy=strategy)
-        name = f"stopped-{kind}-elsewhere"
-        if distributed.is_main():
-            shutil.copytree(folder / name, folder / f"{name}-{world}")
-        distributed.barrier()
-        found["resumed"][kind] = work.run(kind, f"{name}-{world}", strategy=strategy)
-    return found
+    return straight_and_on_from_elsewhere(Quantization, folder, chosen)

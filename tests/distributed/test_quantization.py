@@ -5,7 +5,8 @@ import os
 import pytest
 
 from tests.distributed.launch import run_ranks
-from tests.distributed.quantization import STOP, strategies
+from tests.distributed.quantization import STOP
+from tests.distributed.resumes import strategies
 
 CLOSE = 1e-5  # relative, of losses
 EVERY = bool(os.environ.get("DISTILL_TEST_EVERY_KIND"))  # 15 minutes; by default what differs most

@@ -22,10 +22,11 @@ from distill_system.models.from_phase import FromPhase
 from distill_system.models.grid import Granularity, Grid
 from distill_system.models.lstm import Direction, LstmConfig, LstmForSequenceClassification
 from distill_system.models.parts import matrices
-from distill_system.quantization.base import Moment, decoded
+from distill_system.quantization.base import Moment
 from distill_system.quantization.swap import Site, swap
 from tests.distributed.launch import ROOT
 from tests.models import tiny
+from tests.quantization.toys import decoded
 
 LENGTHS = [5, 9, 1]
 

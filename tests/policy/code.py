@@ -27,6 +27,7 @@ LEVELS = {  # a module imports its own row or a lower one, never a higher one
         "settings",
         "files",
         "packages",
+        "patterns",
         "debian",
         "hardware",
         "manifest",

@@ -3,7 +3,12 @@
 import torch
 
 from distill_system.models.grid import Granularity, Grid
-from distill_system.quantization.base import decoded
+
+
+def decoded(quantizer, weight_GN, given, moment, draw):
+    """What `quantize` must equal to the bit."""
+    code_GN, grid = quantizer.encode(weight_GN, given, moment, draw)
+    return grid.decode(code_GN)
 
 
 class Signs:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from distill_system.losses.task import HardLabel
 from distill_system.models.grid import Granularity, grouped
@@ -12,6 +13,7 @@ from distill_system.quantization.activations import Activations
 from distill_system.quantization.base import Moment
 from distill_system.quantization.loss_aware import LossAware
 from distill_system.quantization.prepare import prepare, targets_of
+from distill_system.quantization.swap import quantized_modules
 from distill_system.settings import Mixing, Training
 from distill_system.training.engine import PlainEngine
 from distill_system.training.modifier import Change, Several
@@ -114,6 +116,26 @@ def test_ternary_scales_lower_the_weighted_error():
     assert error() < before
 
 
+@pytest.mark.parametrize("states", ["ternary", "kbit"])
+def test_masked_weights_have_no_say_in_the_scale(states):
+    """A pruner's masks act in the forward; below them the optimizer's weights and second moments stay what they were for a while."""
+    engine, model, moment = engine_of(LossAware(states, iterations=1))
+    module = model.bert.encoder.layer[0].output.dense
+    modifier = modifier_of(engine, model, moment)
+    modifier.after_step(engine, 0, None, last=False)
+    step(engine)
+    kept_OI = torch.rand(module.weight.shape, generator=torch.Generator().manual_seed(3)) > 0.5
+    module.weight_mask = nn.Parameter(kept_OI, requires_grad=False)
+    before = module.weight_alpha.clone()
+    modifier.after_step(engine, 1, None, last=False)
+    curvature_OI = engine.optimizer.state[module.weight]["exp_avg_sq"].sqrt()
+    assert curvature_OI[~kept_OI].min() > 0
+    seen_OI = module.weight.detach() * kept_OI
+    over_OI, under_OI = module.site.quantizer.terms(seen_OI, curvature_OI, before)
+    wanted_O = over_OI.double().sum(1) / under_OI.double().sum(1)
+    torch.testing.assert_close(module.weight_alpha.view(-1).double(), wanted_O, rtol=1e-6, atol=0)
+
+
 def test_a_resume_does_not_fit_twice():
     engine, model, moment = engine_of(LossAware("ternary"))
     modifier = modifier_of(engine, model, moment)
@@ -150,6 +172,41 @@ def test_steps_of_inputs_begin_with_what_calibration_shows(learned):
             modifier.observe(engine)
         modifier.after_step(engine, number, None, last=False)
     assert query.input_step.item() != before
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_padding_and_filler_have_no_say_in_the_steps_of_inputs(learned):
+    """How far rows are padded hangs on which rows a rank has beside them; filler fills up ranks that lack a row."""
+
+    def steps_of(batches):
+        activations = Activations(4, learned=learned)
+        engine, model, moment = engine_of(Signs(), activations)
+
+        def show(engine):
+            with torch.no_grad():
+                for one in batches:
+                    activations.rows_B = one["valid"]
+                    engine.evaluate(one)
+            activations.rows_B = None
+
+        modifier = Quantizing(model, STUDENT, moment, Mixing(), 10, activations=activations, show=show)
+        modifier.after_step(engine, 0, None, last=False)
+        return [module.input_step.item() for _, module in quantized_modules(model)]
+
+    ids_BT = torch.randint(5, 200, (3, 9), generator=torch.Generator().manual_seed(2))
+    lengths = (4, 9, 6)
+
+    def rows(numbers, width, valid=None):
+        mask_BT = torch.stack([(torch.arange(width) < lengths[i]).long() for i in numbers])
+        return {
+            "input_ids": torch.where(mask_BT == 1, ids_BT[list(numbers), :width], 0),
+            "attention_mask": mask_BT,
+            "valid": torch.tensor(valid or [True] * len(numbers)),
+        }
+
+    together = steps_of([rows((0, 1, 2), 9)])
+    apart = steps_of([rows((0,), 4), rows((1, 1), 9, [True, False]), rows((2,), 6)])
+    assert apart == pytest.approx(together, rel=1e-5)
 
 
 def test_where_training_stands_is_told_and_best_weights_count_at_the_end_of_mixing():
